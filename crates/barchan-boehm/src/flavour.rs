@@ -1,0 +1,138 @@
+//! The flavours of the collector and the cmake flags that each is built with.
+//!
+//! All flavours share one set of flags: those of Debian's package (threads,
+//! parallel marking, thread-local allocation, unmapping, fork handling, C++, cords,
+//! gcj and disclaim; no large configuration, no redirected malloc; the compiler's
+//! atomics in place of libatomic_ops), so that a comparison between two of them
+//! compares the dirty bits and nothing else. What differs between flavours is in
+//! [`Strategy`] and shows in [`Flavour::name`].
+
+use std::fmt;
+
+/// What a flavour does about dirty bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Strategy {
+    /// The pinned upstream as it is. On x86-64 that is synchronous userfaultfd, or
+    /// mprotect when `GC_USE_GETWRITEWATCH=0` is in the environment.
+    Stock,
+    /// The pinned upstream with soft-dirty bits compiled in. Upstream holds either
+    /// userfaultfd or soft-dirty, never both: hence a library of its own.
+    StockSoftDirty,
+    /// The pinned upstream with Barchan's series applied.
+    Patched,
+}
+
+/// One way to build the collector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Flavour {
+    /// The source of dirty bits.
+    pub strategy: Strategy,
+    /// Whether the collector checks itself (`GC_ASSERTIONS`). Slow.
+    pub assertions: bool,
+}
+
+/// Flags that every flavour gets, as `-D` arguments of cmake.
+const COMMON: &[&str] = &[
+    "CMAKE_BUILD_TYPE=Release",
+    "CMAKE_INSTALL_LIBDIR=lib",
+    "enable_threads=ON",
+    "enable_parallel_mark=ON",
+    "enable_thread_local_alloc=ON",
+    "enable_munmap=ON",
+    "enable_handle_fork=ON",
+    "enable_cplusplus=ON",
+    "enable_throw_bad_alloc_library=ON",
+    "build_cord=ON",
+    "enable_gcj_support=ON",
+    "enable_disclaim=ON",
+    "enable_java_finalization=ON",
+    "enable_atomic_uncollectable=ON",
+    "enable_large_config=OFF",
+    "enable_redirect_malloc=OFF",
+    "enable_gc_debug=OFF",
+    "enable_docs=OFF",
+    "with_libatomic_ops=OFF",
+    "without_libatomic_ops=OFF",
+];
+
+/// Compiler flags in the place of cmake's `-O3 -DNDEBUG`: those of Debian's build.
+const OPTIMISATION: &str = "-O2 -g -fstack-protector-strong -D_FORTIFY_SOURCE=2";
+
+impl Flavour {
+    /// The pinned upstream as it is.
+    pub const STOCK: Self = Self { strategy: Strategy::Stock, assertions: false };
+    /// The pinned upstream, built for soft-dirty bits.
+    pub const STOCK_SOFT_DIRTY: Self =
+        Self { strategy: Strategy::StockSoftDirty, assertions: false };
+    /// The patched collector.
+    pub const PATCHED: Self = Self { strategy: Strategy::Patched, assertions: false };
+
+    /// The same flavour with the collector's own assertions on or off.
+    #[must_use]
+    pub fn with_assertions(self, assertions: bool) -> Self {
+        Self { assertions, ..self }
+    }
+
+    /// The name of the flavour and of its directory.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match (self.strategy, self.assertions) {
+            (Strategy::Stock, false) => "stock",
+            (Strategy::Stock, true) => "stock-assertions",
+            (Strategy::StockSoftDirty, false) => "stock-soft-dirty",
+            (Strategy::StockSoftDirty, true) => "stock-soft-dirty-assertions",
+            (Strategy::Patched, false) => "patched",
+            (Strategy::Patched, true) => "patched-assertions",
+        }
+    }
+
+    /// Whether the series is applied and Barchan's library linked in.
+    #[must_use]
+    pub fn is_patched(self) -> bool {
+        self.strategy == Strategy::Patched
+    }
+
+    /// The cmake definitions (without `-D`) that make this flavour, paths excepted.
+    #[must_use]
+    pub fn definitions(self) -> Vec<String> {
+        let mut flags: Vec<String> = COMMON.iter().map(|s| (*s).to_owned()).collect();
+        flags.push(format!("CMAKE_C_FLAGS_RELEASE={OPTIMISATION}"));
+        flags.push(format!("CMAKE_CXX_FLAGS_RELEASE={OPTIMISATION}"));
+        let on_off = if self.assertions { "ON" } else { "OFF" };
+        flags.push(format!("enable_gc_assertions={on_off}"));
+        match self.strategy {
+            Strategy::Stock => {}
+            Strategy::StockSoftDirty => flags.push("CFLAGS_EXTRA=-DNO_UFFDWP_VDB".to_owned()),
+            Strategy::Patched => flags.push("enable_barchan=ON".to_owned()),
+        }
+        flags
+    }
+}
+
+impl fmt::Display for Flavour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flavours_differ_only_in_what_their_name_says() {
+        let stock = Flavour::STOCK.definitions();
+        let mut patched = Flavour::PATCHED.definitions();
+        patched.retain(|flag| !flag.starts_with("enable_barchan"));
+        assert_eq!(stock, patched);
+
+        let mut soft = Flavour::STOCK_SOFT_DIRTY.definitions();
+        soft.retain(|flag| !flag.starts_with("CFLAGS_EXTRA"));
+        assert_eq!(stock, soft);
+
+        let checked = Flavour::STOCK.with_assertions(true).definitions();
+        let different: Vec<_> = stock.iter().zip(&checked).filter(|(a, b)| a != b).collect();
+        assert_eq!(different.len(), 1);
+        assert_eq!(different[0].1, "enable_gc_assertions=ON");
+    }
+}
