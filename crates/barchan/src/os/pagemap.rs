@@ -1,0 +1,146 @@
+//! The `PAGEMAP_SCAN` ioctl of `/proc/self/pagemap` (Linux 6.7, `pagemap_scan_ioctl` in
+//! `fs/proc/task_mmu.c`): find pages by state, and write-protect those found in the same step.
+
+use super::syscall;
+use crate::{Errno, PAGE_SIZE, PageRange};
+
+/// Page states, as the kernel reports them.
+pub(crate) mod category {
+    /// Not write-protected by a userfaultfd.
+    pub(crate) const WRITTEN: u64 = 1 << 1;
+    /// In memory.
+    pub(crate) const PRESENT: u64 = 1 << 3;
+    /// Not in memory, but with an entry of its own: swapped out, or the marker of an armed page
+    /// that was never touched.
+    pub(crate) const SWAPPED: u64 = 1 << 4;
+}
+
+/// Write-protect what matches, atomically with reporting it.
+pub(crate) const WP_MATCHING: u64 = 1 << 0;
+/// Fail with EPERM on a mapping that is not registered with a `WP_ASYNC` userfaultfd.
+pub(crate) const CHECK_WPASYNC: u64 = 1 << 1;
+
+/// `struct page_region`: pages in the same state.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Found {
+    start: u64,
+    end: u64,
+    /// The [`category`] bits asked for that hold.
+    pub(crate) categories: u64,
+}
+
+impl Found {
+    /// The pages.
+    pub(crate) fn range(&self) -> PageRange {
+        PageRange::between(self.start as usize, self.end as usize)
+    }
+}
+
+/// `struct pm_scan_arg`.
+#[repr(C)]
+#[derive(Default)]
+struct Arg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: u32 = 3 << 30 | (size_of::<Arg>() as u32) << 16 | (b'f' as u32) << 8 | 16;
+const _: () = assert!(PAGEMAP_SCAN == 0xc060_6610);
+
+/// Which pages match, and what is said of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Query {
+    flags: u64,
+    inverted: u64,
+    mask: u64,
+    anyof: u64,
+    returned: u64,
+}
+
+impl Query {
+    /// All pages; nothing is reported (for arming, with no output).
+    pub(crate) const EVERY: Self = Self { flags: 0, inverted: 0, mask: 0, anyof: 0, returned: 0 };
+
+    /// Pages that are written. The kernel has a fast path for exactly these masks.
+    pub(crate) const WRITTEN: Self = Self {
+        flags: 0,
+        inverted: 0,
+        mask: category::WRITTEN,
+        anyof: 0,
+        returned: category::WRITTEN,
+    };
+
+    /// Pages that are written or not in memory, told apart by what is returned; for kernels that
+    /// do not call a hole in the page tables written. Twice as slow as [`Query::WRITTEN`].
+    pub(crate) const WRITTEN_OR_ABSENT: Self = Self {
+        flags: 0,
+        inverted: category::PRESENT,
+        mask: 0,
+        anyof: category::WRITTEN | category::PRESENT,
+        returned: category::WRITTEN | category::PRESENT | category::SWAPPED,
+    };
+
+    /// The same pages, write-protected as they are found.
+    pub(crate) const fn protecting(self) -> Self {
+        Self { flags: self.flags | WP_MATCHING | CHECK_WPASYNC, ..self }
+    }
+
+    /// The same pages, refusing mappings that are not registered.
+    pub(crate) const fn checking(self) -> Self {
+        Self { flags: self.flags | CHECK_WPASYNC, ..self }
+    }
+}
+
+/// One call: what it found, and where the next has to go on.
+pub(crate) struct Scanned {
+    /// How many entries of the output were filled.
+    pub(crate) filled: usize,
+    /// Everything before this address was looked at.
+    pub(crate) walked_to: usize,
+}
+
+/// Scans `range` once, filling `out` from its beginning; stops early when `out` is full.
+///
+/// An error says nothing about how far the scan came: with [`Query::protecting`], pages before the
+/// obstacle have been protected again and their report is gone (seen on 6.18). The caller must
+/// take all of `range` as written.
+pub(crate) fn scan(
+    fd: i32,
+    query: Query,
+    range: PageRange,
+    out: &mut [Found],
+) -> Result<Scanned, Errno> {
+    let mut arg = Arg {
+        size: size_of::<Arg>() as u64,
+        flags: query.flags,
+        start: range.start() as u64,
+        end: range.end() as u64,
+        vec: if out.is_empty() { 0 } else { syscall::address_of(out) },
+        vec_len: out.len() as u64,
+        category_inverted: query.inverted,
+        category_mask: query.mask,
+        category_anyof_mask: query.anyof,
+        return_mask: query.returned,
+        ..Arg::default()
+    };
+    // SAFETY: 1. the type belongs to the request. 2. `vec` and `vec_len` are a live exclusive
+    // slice of `struct page_region`, or nothing. 3. Protecting pages lets the next write to each
+    // fault in the kernel, which resolves it itself; no one notices.
+    let filled = unsafe { syscall::ioctl(fd, PAGEMAP_SCAN, &mut arg) }?;
+    Ok(Scanned {
+        filled: filled.min(out.len()),
+        walked_to: arg.walk_end as usize & !(PAGE_SIZE - 1),
+    })
+}

@@ -1,0 +1,221 @@
+//! System calls as functions that return their error instead of storing it in `errno`.
+//!
+//! Why not libc's wrappers: some callers run in a signal handler (which must leave `errno` alone)
+//! or on a thread without thread-local storage of its own. It is not a general binding: only the
+//! calls that the trackers make are here.
+
+use core::ffi::{CStr, c_void};
+
+use crate::Errno;
+use crate::PageRange;
+
+/// One system call with six arguments.
+///
+/// # Safety
+/// 1. The arguments fit call `nr`, pointers included.
+/// 2. What the call does to this process' memory breaks no Rust object.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+unsafe fn raw(nr: libc::c_long, a: [usize; 6]) -> isize {
+    let ret: isize;
+    // SAFETY: 1. the x86-64 system call convention: number in rax, arguments in rdi, rsi, rdx,
+    // r10, r8, r9; rcx and r11 are overwritten. 2. The caller vouches for the arguments.
+    unsafe {
+        core::arch::asm!(
+            "syscall",
+            inlateout("rax") nr as isize => ret,
+            in("rdi") a[0],
+            in("rsi") a[1],
+            in("rdx") a[2],
+            in("r10") a[3],
+            in("r8") a[4],
+            in("r9") a[5],
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    ret
+}
+
+/// One system call with six arguments.
+///
+/// # Safety
+/// As for x86-64.
+#[cfg(target_arch = "aarch64")]
+#[inline]
+unsafe fn raw(nr: libc::c_long, a: [usize; 6]) -> isize {
+    let ret: isize;
+    // SAFETY: 1. the AArch64 system call convention: number in x8, arguments in x0 to x5, result
+    // in x0, nothing else overwritten. 2. The caller vouches for the arguments.
+    unsafe {
+        core::arch::asm!(
+            "svc 0",
+            in("x8") nr,
+            inlateout("x0") a[0] as isize => ret,
+            in("x1") a[1],
+            in("x2") a[2],
+            in("x3") a[3],
+            in("x4") a[4],
+            in("x5") a[5],
+            options(nostack),
+        );
+    }
+    ret
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("barchan's kernel side is written for x86-64 and AArch64 Linux");
+
+/// As [`raw`], with the kernel's error convention decoded.
+///
+/// # Safety
+/// As [`raw`].
+#[inline]
+pub(crate) unsafe fn syscall(nr: libc::c_long, a: [usize; 6]) -> Result<usize, Errno> {
+    // SAFETY: the caller's promise is the same.
+    let ret = unsafe { raw(nr, a) };
+    if (-4095..0).contains(&ret) { Err(Errno(-ret as i32)) } else { Ok(ret as usize) }
+}
+
+/// A file descriptor as a system call argument.
+const fn fd_arg(fd: i32) -> usize {
+    fd as isize as usize
+}
+
+/// `ioctl` with a structure argument.
+///
+/// # Safety
+/// `T` is the argument type of `request`, and every address in `*arg` is good for what the
+/// request does with it.
+pub(crate) unsafe fn ioctl<T>(fd: i32, request: u32, arg: &mut T) -> Result<usize, Errno> {
+    // SAFETY: 1. `arg` is a live, exclusive reference of the type that the request expects
+    // (caller). 2. The addresses within are the caller's promise.
+    unsafe {
+        syscall(
+            libc::SYS_ioctl,
+            [fd_arg(fd), request as usize, core::ptr::from_mut(arg) as usize, 0, 0, 0],
+        )
+    }
+}
+
+/// Sets the protection of `range`.
+///
+/// # Safety
+/// The pages belong to the caller, and losing the access that `prot` leaves out is expected by
+/// everyone who touches them.
+pub(crate) unsafe fn mprotect(range: PageRange, prot: i32) -> Result<(), Errno> {
+    // SAFETY: numbers only; the effect on the pages is the caller's promise.
+    unsafe {
+        syscall(libc::SYS_mprotect, [range.start(), range.len_bytes(), prot as usize, 0, 0, 0])
+    }
+    .map(drop)
+}
+
+/// Gives the kernel advice about `range`.
+///
+/// # Safety
+/// The pages belong to the caller, and `advice` may do to them what it does.
+pub(crate) unsafe fn madvise(range: PageRange, advice: i32) -> Result<(), Errno> {
+    // SAFETY: numbers only; the effect on the pages is the caller's promise.
+    unsafe {
+        syscall(libc::SYS_madvise, [range.start(), range.len_bytes(), advice as usize, 0, 0, 0])
+    }
+    .map(drop)
+}
+
+/// New private anonymous zeroed memory, somewhere.
+pub(crate) fn mmap_anonymous(bytes: usize, prot: i32, flags: i32) -> Result<usize, Errno> {
+    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags) as usize;
+    debug_assert!(flags & libc::MAP_FIXED as usize == 0);
+    // SAFETY: without MAP_FIXED a new mapping replaces nothing.
+    unsafe { syscall(libc::SYS_mmap, [0, bytes, prot as usize, flags, usize::MAX, 0]) }
+}
+
+/// Unmaps `bytes` at `start`.
+///
+/// # Safety
+/// The mapping belongs to the caller and nobody uses it any more.
+pub(crate) unsafe fn munmap(start: usize, bytes: usize) {
+    // SAFETY: the caller's promise. The result is not needed: failure would mean that the
+    // numbers are no mapping, which the promise excludes.
+    let _ = unsafe { syscall(libc::SYS_munmap, [start, bytes, 0, 0, 0, 0]) };
+}
+
+/// Opens `path` with `flags` and O_CLOEXEC.
+pub(crate) fn open(path: &CStr, flags: i32) -> Result<i32, Errno> {
+    let flags = flags | libc::O_CLOEXEC;
+    // SAFETY: `path` is NUL-terminated and outlives the call.
+    unsafe {
+        syscall(
+            libc::SYS_openat,
+            [fd_arg(libc::AT_FDCWD), path.as_ptr() as usize, flags as usize, 0, 0, 0],
+        )
+    }
+    .map(|fd| fd as i32)
+}
+
+/// Closes `fd`.
+///
+/// # Safety
+/// The caller owns `fd`.
+pub(crate) unsafe fn close(fd: i32) {
+    // SAFETY: the caller owns it; an error of close leaves nothing to do.
+    let _ = unsafe { syscall(libc::SYS_close, [fd_arg(fd), 0, 0, 0, 0, 0]) };
+}
+
+/// `userfaultfd(2)`.
+pub(crate) fn userfaultfd(flags: i32) -> Result<i32, Errno> {
+    // SAFETY: no pointer involved; it makes a descriptor.
+    unsafe { syscall(libc::SYS_userfaultfd, [flags as usize, 0, 0, 0, 0, 0]) }.map(|fd| fd as i32)
+}
+
+/// Reads into `buf`.
+pub(crate) fn read(fd: i32, buf: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the buffer is live, exclusive, and any bytes are valid in it.
+    unsafe { syscall(libc::SYS_read, [fd_arg(fd), buf.as_mut_ptr() as usize, buf.len(), 0, 0, 0]) }
+}
+
+/// Reads `len` bytes to a bare address, for memory that may refuse the write.
+///
+/// # Safety
+/// The bytes at `address` belong to the caller and may take any value.
+pub(crate) unsafe fn read_to(fd: i32, address: usize, len: usize) -> Result<usize, Errno> {
+    // SAFETY: the caller's promise; a bad address is answered with EFAULT.
+    unsafe { syscall(libc::SYS_read, [fd_arg(fd), address, len, 0, 0, 0]) }
+}
+
+/// Gives up the processor.
+pub(crate) fn sched_yield() {
+    // SAFETY: no arguments, no effect on memory.
+    let _ = unsafe { syscall(libc::SYS_sched_yield, [0; 6]) };
+}
+
+/// The set of all signals, as the kernel counts them.
+pub(crate) const ALL_SIGNALS: u64 = u64::MAX;
+
+/// Replaces the calling thread's signal mask, returning the old one.
+pub(crate) fn set_signal_mask(mask: u64) -> u64 {
+    let mut old = 0u64;
+    // SAFETY: both pointers are to live 8-byte kernel sigsets. It cannot fail with these
+    // arguments; if it did, `old` would be the empty mask.
+    let _ = unsafe {
+        syscall(
+            libc::SYS_rt_sigprocmask,
+            [
+                libc::SIG_SETMASK as usize,
+                core::ptr::from_ref(&mask) as usize,
+                core::ptr::from_mut(&mut old) as usize,
+                size_of::<u64>(),
+                0,
+                0,
+            ],
+        )
+    };
+    old
+}
+
+/// An address as the kernel's ioctl structures carry it.
+pub(crate) fn address_of<T>(slice: &mut [T]) -> u64 {
+    slice.as_mut_ptr().cast::<c_void>() as u64
+}

@@ -1,0 +1,126 @@
+//! Whether a source works here: not by asking for versions, but by using it.
+//!
+//! The kernel may have the calls and refuse them (seccomp, sysctl, a process that is not
+//! dumpable), or offer bits that do nothing. So a few pages are mapped, armed, written by the
+//! program and by the kernel, and the reports are compared with what was done.
+
+use std::sync::Arc;
+
+use crate::os::syscall;
+use crate::sources::{self, Opened};
+use crate::tracker::prepare;
+use crate::{
+    Errno, ErrorKind, KernelWrites, OpenError, PAGE_SIZE, PageRange, Source, Unavailable,
+    WriteTracker, bitmap,
+};
+
+/// Tries `source` in this process.
+///
+/// # Errors
+/// Why it cannot be used, and what would give it.
+pub fn probe(source: Source) -> Result<KernelWrites, OpenError> {
+    prepare()?;
+    let opened = sources::open(source)?;
+    check(&opened)?;
+    Ok(opened.kernel_writes())
+}
+
+const PAGES: usize = 8;
+
+/// Memory of the probe's own.
+struct Scratch(PageRange);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `check`, and its region is gone.
+        unsafe { syscall::munmap(self.0.start(), self.0.len_bytes()) };
+    }
+}
+
+impl Scratch {
+    fn store(&self, page: usize) {
+        // SAFETY: the page is ours, mapped and writable (if armed, the fault is resolved).
+        unsafe { (self.0.slice(page, 1).start() as *mut u8).write_volatile(1) };
+    }
+}
+
+/// Runs `opened` over a few pages.
+pub(crate) fn check(opened: &Arc<dyn Opened>) -> Result<(), Unavailable> {
+    let source = opened.source();
+    if source == Source::AllDirty {
+        return Ok(());
+    }
+    let wrong =
+        |step, remedy| Unavailable { source, kind: ErrorKind::Internal, step, errno: None, remedy };
+    let failed = |step, errno| Unavailable {
+        source,
+        kind: crate::error::kind_of(errno),
+        step,
+        errno: Some(errno),
+        remedy: "a security policy may refuse the call; allow it, or use another tracker",
+    };
+    let bytes = PAGES * PAGE_SIZE;
+    let start = syscall::mmap_anonymous(bytes, libc::PROT_READ | libc::PROT_WRITE, 0)
+        .map_err(|errno| failed("mapping pages to probe with", errno))?;
+    let scratch = Scratch(PageRange::between(start, start + bytes));
+    // SAFETY: 1. the pages are ours, private, anonymous and writable, and outlive the region,
+    // which is dropped first (declared later). 2. No stack lies within.
+    let region = unsafe { Arc::clone(opened).track(scratch.0) }
+        .map_err(|why| failed("tracking a few pages", errno_of(&why)))?;
+    let collect = |region: &dyn WriteTracker| {
+        let mut bits = [0u64];
+        // SAFETY: only this thread knows the pages, and it is not writing.
+        unsafe { region.collect_and_reset_stopped(scratch.0, &mut bits) }
+            .map_err(|why| failed("collecting", errno_of(&why)))?;
+        Ok(bits[0])
+    };
+    let useless = "the kernel takes the calls and does not do what they are for; use another \
+                   tracker";
+
+    if bitmap::count(&[collect(&*region)?], PAGES) != PAGES {
+        return Err(wrong("checking that new pages are dirty", useless));
+    }
+    region.arm(scratch.0).map_err(|why| failed("arming", errno_of(&why)))?;
+    if collect(&*region)? == (1 << PAGES) - 1 {
+        return Err(wrong("checking that armed pages are clean", useless));
+    }
+    scratch.store(3);
+    if collect(&*region)? & 1 << 3 == 0 {
+        return Err(wrong("checking that a written page is dirty", useless));
+    }
+    if collect(&*region)? & 1 << 3 != 0 {
+        return Err(wrong("checking that a collected page is clean", useless));
+    }
+    match (opened.kernel_writes(), kernel_write(scratch.0.slice(5, 1))) {
+        (KernelWrites::Tracked, Ok(())) if collect(&*region)? & 1 << 5 == 0 => {
+            Err(wrong("checking that a page written by read(2) is dirty", useless))
+        }
+        (KernelWrites::Tracked, Err(Errno(libc::EFAULT))) => {
+            Err(wrong("checking that read(2) into an armed page works", useless))
+        }
+        // Whatever else read(2) of /dev/zero says, it says nothing about the source.
+        _ => Ok(()),
+    }
+}
+
+/// Has the kernel write to `page`.
+fn kernel_write(page: PageRange) -> Result<(), Errno> {
+    let fd = syscall::open(c"/dev/zero", libc::O_RDONLY)?;
+    // SAFETY: the page is the probe's own.
+    let read = unsafe { syscall::read_to(fd, page.start(), page.len_bytes()) };
+    // SAFETY: opened above.
+    unsafe { syscall::close(fd) };
+    match read {
+        Ok(n) if n == page.len_bytes() => Ok(()),
+        Ok(_) => Err(Errno(libc::EINTR)),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn errno_of(why: &crate::RegionError) -> Errno {
+    match why {
+        crate::RegionError::System { errno, .. } => *errno,
+        // The probe's own arguments are right, so nothing else comes here.
+        _ => Errno(libc::EINVAL),
+    }
+}

@@ -1,0 +1,175 @@
+//! The owning handle of a tracked range.
+
+use std::sync::Arc;
+
+use crate::tracker::Shared;
+use crate::write_tracker::check_inside;
+use crate::{PageRange, RegionError, Source, WriteTracker, bitmap};
+
+/// A tracked range; dropping it ends the tracking and leaves every page writable.
+///
+/// The methods that take `&self` are those of [`WriteTracker`], which states their semantics; they
+/// neither allocate nor take a lock that a stopped thread could hold.
+pub struct Region {
+    inner: Box<dyn WriteTracker>,
+    shared: Arc<Shared>,
+}
+
+/// How far [`Region::collect_ranges`] came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Collected {
+    /// How many entries of the output were filled.
+    pub filled: usize,
+    /// What was not looked at for want of room, and is as dirty as before.
+    pub rest: PageRange,
+}
+
+impl Region {
+    pub(crate) fn new(inner: Box<dyn WriteTracker>, shared: Arc<Shared>) -> Self {
+        Self { inner, shared }
+    }
+
+    /// The source behind it.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        self.inner.source()
+    }
+
+    /// The bounds.
+    #[must_use]
+    pub fn range(&self) -> PageRange {
+        self.inner.range()
+    }
+
+    /// Makes the pages of `range` clean; see [`WriteTracker::arm`].
+    ///
+    /// # Errors
+    /// If `range` is not within the bounds, or the kernel refuses.
+    pub fn arm(&self, range: PageRange) -> Result<(), RegionError> {
+        self.inner.arm(range)
+    }
+
+    /// Makes the pages of `range` dirty until armed again; see [`WriteTracker::disarm`].
+    ///
+    /// # Errors
+    /// If `range` is not within the bounds, or the kernel refuses.
+    pub fn disarm(&self, range: PageRange) -> Result<(), RegionError> {
+        self.inner.disarm(range)
+    }
+
+    /// ORs the dirty pages of `range` into `bits`; see [`WriteTracker::peek`].
+    ///
+    /// # Errors
+    /// If `range` is not within the bounds, or `bits` is too small.
+    pub fn peek(&self, range: PageRange, bits: &mut [u64]) -> Result<(), RegionError> {
+        self.inner.peek(range, bits)
+    }
+
+    /// ORs the dirty pages of `range` into `bits` and arms exactly them; returns their number. See
+    /// [`WriteTracker::collect_and_reset`].
+    ///
+    /// # Errors
+    /// If `range` is not within the bounds, `bits` is too small, or the kernel refuses.
+    pub fn collect_and_reset(
+        &self,
+        range: PageRange,
+        bits: &mut [u64],
+    ) -> Result<usize, RegionError> {
+        self.inner.collect_and_reset(range, bits)
+    }
+
+    /// As [`Self::collect_and_reset`], with nobody writing; see
+    /// [`WriteTracker::collect_and_reset_stopped`].
+    ///
+    /// # Safety
+    /// As [`WriteTracker::collect_and_reset_stopped`].
+    ///
+    /// # Errors
+    /// As [`Self::collect_and_reset`].
+    pub unsafe fn collect_and_reset_stopped(
+        &self,
+        range: PageRange,
+        bits: &mut [u64],
+    ) -> Result<usize, RegionError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.inner.collect_and_reset_stopped(range, bits) }
+    }
+
+    /// As [`Self::collect_and_reset`], with the dirty pages as maximal ranges in `out`.
+    ///
+    /// Stops when `out` may not hold the answer for more pages; [`Collected::rest`] is where to go
+    /// on. With `out` empty it does nothing.
+    ///
+    /// # Errors
+    /// As [`Self::collect_and_reset`]; then every page of `range` has to be taken as dirty.
+    pub fn collect_ranges(
+        &self,
+        range: PageRange,
+        out: &mut [PageRange],
+    ) -> Result<Collected, RegionError> {
+        const WORDS: usize = 64;
+        check_inside(self.range(), range)?;
+        let (mut filled, mut at) = (0, 0);
+        while at < range.pages() && filled < out.len() {
+            // n pages have at most ceil(n / 2) runs.
+            let room = 2 * (out.len() - filled);
+            let part = range.slice(at, (range.pages() - at).min(room).min(WORDS * 64));
+            let mut bits = [0; WORDS];
+            self.inner.collect_and_reset(part, &mut bits)?;
+            for (first, count) in bitmap::runs(&bits, part.pages()) {
+                let run = part.slice(first, count);
+                match filled.checked_sub(1).map(|last| &mut out[last]) {
+                    Some(last) if last.end() == run.start() => {
+                        *last = PageRange::between(last.start(), run.end());
+                    }
+                    _ => {
+                        out[filled] = run;
+                        filled += 1;
+                    }
+                }
+            }
+            at += part.pages();
+        }
+        Ok(Collected { filled, rest: range.slice(at, range.pages() - at) })
+    }
+
+    /// Says that mappings within `range` were replaced; see [`WriteTracker::remapped`].
+    ///
+    /// # Errors
+    /// If `range` is not within the bounds, or the kernel refuses; the pages are dirty either way.
+    pub fn remapped(&self, range: PageRange) -> Result<(), RegionError> {
+        self.inner.remapped(range)
+    }
+
+    /// Changes the bounds: pages in both keep their state, new pages are unarmed.
+    ///
+    /// # Safety
+    /// As [`crate::Tracker::track`], for the new bounds.
+    ///
+    /// # Errors
+    /// If the new bounds are empty or overlap another region, or the kernel refuses; the bounds
+    /// are then as before.
+    pub unsafe fn resize(&mut self, bounds: PageRange) -> Result<(), RegionError> {
+        let old = self.range();
+        self.shared.claim(Some(old), bounds)?;
+        // SAFETY: the caller's promises are the same.
+        unsafe { self.inner.resize(bounds) }.inspect_err(|_| {
+            self.shared.release(bounds);
+            // It was free a moment ago and only a concurrent `track` of the same pages, which is
+            // the caller's mistake, could have taken it.
+            let _ = self.shared.claim(None, old);
+        })
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        self.shared.release(self.range());
+    }
+}
+
+impl core::fmt::Debug for Region {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Region({}, {})", self.source(), self.range())
+    }
+}

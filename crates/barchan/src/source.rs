@@ -1,0 +1,98 @@
+//! The names of the dirty-bit sources, and what a caller has to know about each.
+
+use core::fmt;
+use core::str::FromStr;
+
+/// Where the knowledge of what was written comes from, best first.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Source {
+    /// userfaultfd `WP_ASYNC` + the `PAGEMAP_SCAN` ioctl (Linux 6.7): the kernel resolves the
+    /// write fault itself; one call reads and re-arms.
+    PagemapScan,
+    /// userfaultfd write-protect with a monitor thread (Linux 5.7): two thread switches a fault.
+    Userfaultfd,
+    /// Soft-dirty bits (`CONFIG_MEM_SOFT_DIRTY`): free of system calls on a fault, but the reset
+    /// is process-wide and only safe while no thread writes.
+    SoftDirty,
+    /// `mprotect` and a SIGSEGV handler: everywhere, slow, and bounded by `vm.max_map_count`.
+    Mprotect,
+    /// Every page is always dirty: right by definition, and no help.
+    AllDirty,
+}
+
+/// What happens when the kernel itself writes to an armed page on behalf of a system call
+/// (`read`, `recv`, `getrandom`, ...).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum KernelWrites {
+    /// The call works and the page is reported.
+    Tracked,
+    /// The call fails with `EFAULT` (nothing is lost, but programs notice).
+    Efault,
+}
+
+impl Source {
+    /// All sources, best first: the order in which they are probed.
+    pub const ALL: [Self; 5] =
+        [Self::PagemapScan, Self::Userfaultfd, Self::SoftDirty, Self::Mprotect, Self::AllDirty];
+
+    /// The name used on command lines and in `BARCHAN_TRACKER`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PagemapScan => "pagemap-scan",
+            Self::Userfaultfd => "userfaultfd",
+            Self::SoftDirty => "soft-dirty",
+            Self::Mprotect => "mprotect",
+            Self::AllDirty => "all-dirty",
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A name that is no [`Source`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UnknownSource;
+
+impl fmt::Display for UnknownSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("unknown tracker; known are")?;
+        for source in Source::ALL {
+            write!(f, " {source}")?;
+        }
+        Ok(())
+    }
+}
+
+impl core::error::Error for UnknownSource {}
+
+impl FromStr for Source {
+    type Err = UnknownSource;
+
+    fn from_str(name: &str) -> Result<Self, UnknownSource> {
+        Self::ALL.into_iter().find(|source| source.name() == name).ok_or(UnknownSource)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for source in Source::ALL {
+            assert_eq!(source.to_string().parse(), Ok(source));
+        }
+        assert_eq!("Mprotect".parse::<Source>(), Err(UnknownSource));
+        assert!(
+            UnknownSource
+                .to_string()
+                .ends_with("pagemap-scan userfaultfd soft-dirty mprotect all-dirty")
+        );
+    }
+}

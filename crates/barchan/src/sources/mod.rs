@@ -1,0 +1,52 @@
+//! The dirty-bit sources, one file each (mprotect has three), behind one interface.
+//!
+//! A source is opened once for a tracker and then makes one [`WriteTracker`] for each region. The
+//! choice among them, and the checks that are the same for all (overlaps, empty regions), are the
+//! tracker's.
+
+use std::sync::Arc;
+
+use crate::{KernelWrites, PageRange, RegionError, Source, Stats, Unavailable, WriteTracker};
+
+pub(crate) mod all_dirty;
+pub(crate) mod mprotect;
+pub(crate) mod pagemap_scan;
+
+/// A source that works here.
+pub(crate) trait Opened: Send + Sync {
+    /// Which one.
+    fn source(&self) -> Source;
+
+    /// What becomes of system calls that write to armed pages.
+    fn kernel_writes(&self) -> KernelWrites;
+
+    /// The counters of all its regions.
+    fn stats(&self) -> Stats;
+
+    /// Begins to track `range`, unarmed.
+    ///
+    /// # Safety
+    /// As `Tracker::track`.
+    unsafe fn track(
+        self: Arc<Self>,
+        range: PageRange,
+    ) -> Result<Box<dyn WriteTracker>, RegionError>;
+}
+
+/// Opens `source`; whether it then also works is for the probe to see.
+pub(crate) fn open(source: Source) -> Result<Arc<dyn Opened>, Unavailable> {
+    Ok(match source {
+        Source::PagemapScan => Arc::new(pagemap_scan::PagemapScan::open()?),
+        Source::Mprotect => Arc::new(mprotect::Mprotect::open()?),
+        Source::AllDirty => Arc::new(all_dirty::AllDirty::default()),
+        Source::Userfaultfd | Source::SoftDirty => {
+            return Err(Unavailable {
+                source,
+                kind: crate::ErrorKind::Unsupported,
+                step: "looking for it in this build",
+                errno: None,
+                remedy: "use pagemap-scan or mprotect",
+            });
+        }
+    })
+}

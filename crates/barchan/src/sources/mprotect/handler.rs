@@ -1,0 +1,160 @@
+//! The SIGSEGV handler: finds the region, lets it resolve the fault, and hands everything else to
+//! whoever handled SIGSEGV before.
+//!
+//! It runs with all signals blocked, so a thread is never stopped by a suspend signal while it
+//! holds a region's lock; on the alternate stack if the thread has one, as the handlers that it
+//! may chain to expect. It does not allocate, panic, or touch `errno`. It is installed once and
+//! stays; a program that replaces it later takes the faults of tracked pages upon itself.
+
+use core::cell::UnsafeCell;
+use core::mem::{self, MaybeUninit};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::registry;
+use super::state::{Fault, is_writable};
+use crate::os::lock::EpochLock;
+use crate::os::syscall;
+use crate::{Errno, PAGE_SIZE, PageRange};
+
+/// The action that was there before ours.
+struct Previous(UnsafeCell<MaybeUninit<libc::sigaction>>);
+
+// SAFETY: 1. written under INSTALLING only, before `READY` is set. 2. Read by handlers after that,
+// and by then never written again.
+unsafe impl Sync for Previous {}
+
+static PREVIOUS: Previous = Previous(UnsafeCell::new(MaybeUninit::uninit()));
+static READY: AtomicBool = AtomicBool::new(false);
+static INSTALLING: EpochLock = EpochLock::new();
+
+/// Installs the handler, once for the process.
+pub(super) fn install() -> Result<(), Errno> {
+    let _held = INSTALLING.lock();
+    if READY.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    let last_error = || Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(0));
+    let mut previous = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: 1. a null new action only asks. 2. `previous` has room for the answer.
+    if unsafe { libc::sigaction(libc::SIGSEGV, core::ptr::null(), previous.as_mut_ptr()) } != 0 {
+        return Err(last_error());
+    }
+    // SAFETY: 1. the lock is held and READY is unset, so nobody else looks. 2. sigaction filled
+    // `previous`.
+    unsafe { (*PREVIOUS.0.get()).write(previous.assume_init()) };
+    READY.store(true, Ordering::Release);
+    // SAFETY: an all-zero sigaction is valid; every field that matters is set below.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    action.sa_sigaction = on_sigsegv as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
+    // SAFETY: 1. the mask is ours to fill. 2. `on_sigsegv` has the signature of SA_SIGINFO and is
+    // async-signal-safe (see the module's description).
+    let installed = unsafe {
+        libc::sigfillset(&mut action.sa_mask);
+        libc::sigaction(libc::SIGSEGV, &action, core::ptr::null_mut())
+    };
+    if installed != 0 {
+        READY.store(false, Ordering::Release);
+        return Err(last_error());
+    }
+    Ok(())
+}
+
+extern "C" fn on_sigsegv(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
+    // SAFETY: the kernel passes valid pointers to an SA_SIGINFO handler.
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+    if code == SEGV_ACCERR && is_store(context) {
+        let page = address & !(PAGE_SIZE - 1);
+        match registry::with(address, |region| region.on_fault(page)) {
+            Some(Fault::Resolved) => return,
+            Some(Fault::Foreign) => {}
+            // The region may have gone while the fault was on its way here, and then its pages
+            // are writable by now.
+            None if is_writable_page(page) => return,
+            None => {}
+        }
+    }
+    chain(signal, info, context);
+}
+
+/// An access that the protection forbids, as opposed to an address that is not mapped.
+const SEGV_ACCERR: i32 = 2;
+
+fn is_writable_page(page: usize) -> bool {
+    PageRange::new(page, PAGE_SIZE).is_ok_and(is_writable)
+}
+
+/// Whether the faulting access was a store. Our pages can be read at any time, so a faulting load
+/// is never ours.
+#[cfg(target_arch = "x86_64")]
+fn is_store(context: *mut libc::c_void) -> bool {
+    // SAFETY: the third argument of an SA_SIGINFO handler is a ucontext_t.
+    let context = unsafe { &*context.cast::<libc::ucontext_t>() };
+    // The page fault's error code; bit 1 is set for a store (SDM 3A §4.7).
+    context.uc_mcontext.gregs[libc::REG_ERR as usize] & 2 != 0
+}
+
+/// Whether the faulting access was a store: not told apart here, and then it is taken for one.
+#[cfg(not(target_arch = "x86_64"))]
+fn is_store(_context: *mut libc::c_void) -> bool {
+    true
+}
+
+/// Does what would have happened without us.
+fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the handler is installed after PREVIOUS was written, and it is not written again.
+    let previous = unsafe { (*PREVIOUS.0.get()).assume_init_ref() };
+    let action = previous.sa_sigaction;
+    if action == libc::SIG_DFL || action == libc::SIG_IGN {
+        // A fault cannot be ignored: the kernel kills a process that ignores it. With the default
+        // action back in place the instruction faults again, and the core dump shows it.
+        // SAFETY: an all-zero action is SIG_DFL with an empty mask.
+        unsafe {
+            let default: libc::sigaction = mem::zeroed();
+            libc::sigaction(signal, &default, core::ptr::null_mut());
+            // Sent by a process and no fault: nothing would fault again.
+            if (*info).si_code <= 0 {
+                libc::raise(signal);
+            }
+        }
+        return;
+    }
+    // The mask that the previous handler would have run with. It may leave by siglongjmp, and
+    // then what it sees here is what it saved.
+    // SAFETY: 1. the third argument is a ucontext_t. 2. Both masks begin with the kernel's 64 bits.
+    let (interrupted, extra) = unsafe {
+        let context = &*context.cast::<libc::ucontext_t>();
+        (kernel_mask(&context.uc_sigmask), kernel_mask(&previous.sa_mask))
+    };
+    let own = if previous.sa_flags & libc::SA_NODEFER != 0 { 0 } else { 1 << (signal - 1) };
+    syscall::set_signal_mask(interrupted | extra | own);
+    // SAFETY: the previous action was installed with a handler of the type that its flags say, and
+    // it gets the arguments that the kernel gave us.
+    unsafe {
+        if previous.sa_flags & libc::SA_RESETHAND != 0 {
+            let default: libc::sigaction = mem::zeroed();
+            libc::sigaction(signal, &default, core::ptr::null_mut());
+        }
+        if previous.sa_flags & libc::SA_SIGINFO != 0 {
+            let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
+                mem::transmute(action);
+            handler(signal, info, context);
+        } else {
+            let handler: extern "C" fn(libc::c_int) = mem::transmute(action);
+            handler(signal);
+        }
+    }
+}
+
+/// The 64 signals that the kernel knows of a C library's larger set.
+///
+/// # Safety
+/// `set` is initialised.
+unsafe fn kernel_mask(set: &libc::sigset_t) -> u64 {
+    // SAFETY: a sigset_t is at least 8 bytes, aligned for a long, the first signals first.
+    unsafe { core::ptr::from_ref(set).cast::<u64>().read() }
+}

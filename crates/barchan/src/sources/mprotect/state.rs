@@ -1,0 +1,269 @@
+//! The dirty bits of one mprotect region, and the two sides that change them: the fault handler
+//! and the collector.
+//!
+//! A set bit means: dirty, and writable. A clear bit means: clean, and read-only. Both sides
+//! change the bit and the protection together under the region's lock, so between two holders of
+//! the lock the two always agree. Hence no write is lost: to collect is to make the page read-only
+//! and then clear the bit, under the lock. A store that lands before the page is read-only is
+//! covered by the report being made. A store after it faults, waits for the lock in the handler,
+//! finds the bit clear, sets it, and makes the page writable.
+//!
+//! Nothing here hangs when the kernel runs out of mappings (`vm.max_map_count`): the whole region
+//! is made writable, which merges its mappings into one, and all its pages are dirty.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::bitmap;
+use crate::os::lock::{EpochLock, Held};
+use crate::os::mapping::Words;
+use crate::os::{epoch, syscall};
+use crate::stats::Counters;
+use crate::{Errno, PageRange};
+
+/// Pages handled under one hold of the lock: 16 MiB, whose bits fit on the stack.
+pub(super) const CHUNK: usize = 4096;
+/// The bits of one chunk.
+pub(super) type ChunkBits = [u64; CHUNK / 64];
+
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+/// What the handler made of a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Fault {
+    /// Run the instruction again.
+    Resolved,
+    /// Somebody else's.
+    Foreign,
+}
+
+/// One region.
+pub(super) struct State {
+    range: PageRange,
+    /// Bit i: page i is dirty and writable. Changed under `lock` only.
+    bits: Words,
+    lock: EpochLock,
+    /// The epoch in which `bits` hold; in any other, all is dirty.
+    epoch: AtomicU64,
+    /// Replaced by a resized copy: whoever finds this one looks again. Changed under `lock`.
+    replaced: AtomicBool,
+    counters: &'static Counters,
+}
+
+impl State {
+    /// A region whose pages are all dirty and writable.
+    pub(super) fn new(range: PageRange, counters: &'static Counters) -> Result<Self, Errno> {
+        let bits = Words::new(bitmap::words_for(range.pages()))?;
+        let state = Self {
+            range,
+            bits,
+            lock: EpochLock::new(),
+            epoch: AtomicU64::new(epoch::current()),
+            replaced: AtomicBool::new(false),
+            counters,
+        };
+        state.set_all();
+        Ok(state)
+    }
+
+    pub(super) fn range(&self) -> PageRange {
+        self.range
+    }
+
+    /// Whether the bits hold in this process.
+    pub(super) fn is_current(&self) -> bool {
+        self.epoch.load(Ordering::Acquire) == epoch::current()
+    }
+
+    fn word(&self, index: usize) -> &AtomicU64 {
+        &self.bits.as_slice()[index]
+    }
+
+    fn set_all(&self) {
+        for word in self.bits.as_slice() {
+            word.store(u64::MAX, Ordering::Relaxed);
+        }
+    }
+
+    fn is_set(&self, page: usize) -> bool {
+        self.word(page / 64).load(Ordering::Relaxed) >> (page % 64) & 1 == 1
+    }
+
+    /// Sets or clears the bits of a run of pages, under the lock.
+    fn put(&self, first: usize, count: usize, set: bool) {
+        let mut page = first;
+        while page < first + count {
+            let n = (64 - page % 64).min(first + count - page);
+            let mask = (u64::MAX >> (64 - n)) << (page % 64);
+            let word = self.word(page / 64);
+            let old = word.load(Ordering::Relaxed);
+            word.store(if set { old | mask } else { old & !mask }, Ordering::Relaxed);
+            page += n;
+        }
+    }
+
+    /// Copies the bits of `count` pages from `first` on into `out`; at most [`CHUNK`].
+    pub(super) fn copy_bits(&self, first: usize, count: usize, out: &mut ChunkBits) {
+        let (shift, base) = (first % 64, first / 64);
+        for i in 0..bitmap::words_for(count) {
+            let low = self.word(base + i).load(Ordering::Relaxed) >> shift;
+            let high = match self.bits.as_slice().get(base + i + 1) {
+                Some(next) if shift != 0 => next.load(Ordering::Relaxed) << (64 - shift),
+                _ => 0,
+            };
+            out[i] = low | high;
+        }
+    }
+
+    /// Makes `range` writable or read-only.
+    fn protect(&self, range: PageRange, prot: i32) -> Result<(), Errno> {
+        // SAFETY: 1. the pages belong to the region. 2. Read-only pages are made writable by the
+        // handler when someone writes to them.
+        unsafe { syscall::mprotect(range, prot) }
+    }
+
+    /// Everything writable, everything dirty: what is left when protections cannot be had.
+    fn unprotect_all(&self) -> Result<(), Errno> {
+        let result = self.protect(self.range, READ_WRITE).or_else(|_| {
+            // The ends may be shared with a neighbour's mapping, which takes a split, which there
+            // is no room for. Merging the inside first makes room.
+            let dirty = |&page: &usize| self.is_set(page);
+            let first = (0..self.range.pages()).find(dirty).unwrap_or(0);
+            let last = (first..self.range.pages()).rev().find(dirty).unwrap_or(first);
+            self.protect(self.range.slice(first, last + 1 - first), READ_WRITE)?;
+            self.protect(self.range, READ_WRITE)
+        });
+        self.set_all();
+        result
+    }
+
+    /// As [`Self::unprotect_all`], counted.
+    fn degrade(&self) -> Result<(), Errno> {
+        Counters::add(&self.counters.degraded, 1);
+        self.unprotect_all()
+    }
+
+    /// In a forked child, the first holder of the lock starts over: all pages writable and dirty.
+    fn adopt(&self, held: &Held<'_>) -> Result<(), Errno> {
+        if held.inherited || !self.is_current() {
+            self.unprotect_all()?;
+            self.epoch.store(epoch::current(), Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// A store to `address`, within the region, faulted. All signals are blocked.
+    pub(super) fn on_fault(&self, address: usize) -> Fault {
+        let held = self.lock.lock_with_signals_blocked();
+        if held.inherited || !self.is_current() {
+            return match self.adopt(&held) {
+                Ok(()) => Fault::Resolved,
+                Err(_) => Fault::Foreign,
+            };
+        }
+        if self.replaced.load(Ordering::Relaxed) {
+            return Fault::Resolved;
+        }
+        let page = self.range.index_of(address);
+        let at = self.range.slice(page, 1);
+        if self.is_set(page) {
+            // Another thread resolved it while we waited; or the program protected the page
+            // itself, and then the fault is the program's.
+            return if is_writable(at) { Fault::Resolved } else { Fault::Foreign };
+        }
+        self.put(page, 1, true);
+        Counters::add(&self.counters.faults, 1);
+        match self.protect(at, READ_WRITE).or_else(|_| self.degrade()) {
+            Ok(()) => Fault::Resolved,
+            Err(_) => Fault::Foreign,
+        }
+    }
+
+    /// Makes `range` clean.
+    pub(super) fn arm(&self, range: PageRange) -> Result<(), Errno> {
+        let held = self.lock.lock();
+        self.adopt(&held)?;
+        if let Err(errno) = self.protect(range, libc::PROT_READ) {
+            self.degrade()?;
+            return Err(errno);
+        }
+        self.put(self.range.index_of(range.start()), range.pages(), false);
+        Ok(())
+    }
+
+    /// Makes `range` dirty.
+    pub(super) fn disarm(&self, range: PageRange) -> Result<(), Errno> {
+        let held = self.lock.lock();
+        self.adopt(&held)?;
+        self.put(self.range.index_of(range.start()), range.pages(), true);
+        self.protect(range, READ_WRITE).or_else(|_| self.degrade())
+    }
+
+    /// Takes the dirty bits of `range`, at most [`CHUNK`] pages, and makes those pages clean.
+    ///
+    /// On an error the whole region has become dirty, and so is every bit of the answer.
+    pub(super) fn collect_chunk(&self, range: PageRange, out: &mut ChunkBits) -> Result<(), Errno> {
+        let first = self.range.index_of(range.start());
+        let held = self.lock.lock();
+        let collected = self.adopt(&held).and_then(|()| {
+            self.copy_bits(first, range.pages(), out);
+            for (run, count) in bitmap::runs(&*out, range.pages()) {
+                if let Err(errno) = self.protect(range.slice(run, count), libc::PROT_READ) {
+                    self.degrade()?;
+                    return Err(errno);
+                }
+                self.put(first + run, count, false);
+            }
+            Ok(())
+        });
+        if collected.is_err() {
+            out.fill(u64::MAX);
+        }
+        collected
+    }
+
+    /// Ends this state in favour of `next` (which has other bounds and takes over the bits of the
+    /// pages in both), or of nothing. `publish` makes the change visible to handlers.
+    pub(super) fn retire(&self, next: Option<&Self>, publish: impl FnOnce()) -> Result<(), Errno> {
+        let held = self.lock.lock();
+        self.adopt(&held)?;
+        let kept = next.map_or(PageRange::between(self.range.start(), self.range.start()), |n| {
+            n.range.intersection(&self.range)
+        });
+        for outside in [
+            PageRange::between(self.range.start(), kept.start().min(self.range.end())),
+            PageRange::between(kept.end().max(self.range.start()), self.range.end()),
+        ] {
+            if !outside.is_empty() {
+                // It may be unmapped already (ENOMEM), and then needs no protection lifted.
+                let _ = self.protect(outside, READ_WRITE);
+            }
+        }
+        if let Some(next) = next {
+            for page in 0..kept.pages() {
+                let at = kept.slice(page, 1).start();
+                if !self.is_set(self.range.index_of(at)) {
+                    next.put(next.range.index_of(at), 1, false);
+                }
+            }
+        }
+        self.replaced.store(true, Ordering::Relaxed);
+        publish();
+        Ok(())
+    }
+}
+
+/// Whether a store to `page` would succeed now, found out without storing: the page is populated
+/// for writing (Linux 5.14). On older kernels it is made writable, since the region's owner
+/// promised that it is.
+pub(super) fn is_writable(page: PageRange) -> bool {
+    // SAFETY: populating a page changes no byte of it.
+    match unsafe { syscall::madvise(page, libc::MADV_POPULATE_WRITE) } {
+        Ok(()) => true,
+        Err(Errno(libc::EINVAL)) => {
+            // SAFETY: the page belongs to a region (or did a moment ago), whose owner promised
+            // that it is readable and writable.
+            unsafe { syscall::mprotect(page, READ_WRITE) }.is_ok()
+        }
+        Err(_) => false,
+    }
+}

@@ -1,0 +1,478 @@
+//! userfaultfd `WP_ASYNC` + `PAGEMAP_SCAN`: the kernel keeps the dirty bits.
+//!
+//! A page is armed when its page-table entry carries the userfaultfd write-protect bit. The first
+//! write faults in the kernel, which drops the bit and goes on; nothing is delivered to anyone.
+//! One ioctl finds the pages without the bit and sets it, under the page-table lock, so no write
+//! falls between. All state is the kernel's: nothing to lock here, and nothing to lose.
+//!
+//! What it relies on, each with a test in `tests/semantics`:
+//! - a page never touched, dropped by `MADV_DONTNEED`, or mapped anew counts as written;
+//! - kernel writes (`read`, `/proc/self/mem`, `process_vm_writev`) count as written;
+//! - a huge page is split by the first write or by arming a part of it, so reports are 4 KiB;
+//! - an error of a protecting scan may leave pages protected whose report is gone: then everything
+//!   asked for is reported.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+use super::Opened;
+use crate::bitmap;
+use crate::error::kind_of;
+use crate::os::lock::EpochLock;
+use crate::os::pagemap::{self, Found, Query, category};
+use crate::os::uffd::{self, Protect, feature};
+use crate::os::{epoch, syscall};
+use crate::stats::{Counters, ScanTimer};
+use crate::write_tracker::{check_bitmap, check_inside};
+use crate::{
+    Errno, ErrorKind, KernelWrites, PAGE_SIZE, PageRange, RegionError, Source, Stats, Unavailable,
+    WriteTracker,
+};
+
+/// Entries of a scan's output on the stack (12 KiB): what one 2 MiB step of the kernel can fill.
+const FOUND: usize = 512;
+
+/// The opened source: two descriptors and the epoch in which they were opened.
+pub(crate) struct PagemapScan {
+    /// The epoch that the descriptors belong to; written under `reopening` only.
+    epoch: AtomicU64,
+    pagemap: AtomicI32,
+    uffd: AtomicI32,
+    reopening: EpochLock,
+    /// What finds the dirty pages on this kernel.
+    dirty: Query,
+    counters: Counters,
+}
+
+/// A pair of descriptors that refer to this process.
+#[derive(Clone, Copy)]
+struct Descriptors {
+    pagemap: i32,
+    uffd: i32,
+}
+
+fn unavailable(
+    kind: ErrorKind,
+    step: &'static str,
+    errno: Errno,
+    remedy: &'static str,
+) -> Unavailable {
+    Unavailable { source: Source::PagemapScan, kind, step, errno: Some(errno), remedy }
+}
+
+impl Descriptors {
+    fn open() -> Result<Self, Unavailable> {
+        let pagemap = syscall::open(c"/proc/self/pagemap", libc::O_RDONLY).map_err(|errno| {
+            let remedy = match errno.0 {
+                libc::EACCES | libc::EPERM => {
+                    "the process must be dumpable (it is not after a change of user id or without \
+                     read permission on its file; see prctl PR_SET_DUMPABLE), and a security \
+                     policy must allow the file"
+                }
+                libc::ENOENT => "mount /proc, on a kernel with CONFIG_PROC_PAGE_MONITOR",
+                libc::EMFILE | libc::ENFILE => "raise the limit of open files (ulimit -n)",
+                _ => "allow opening the file",
+            };
+            unavailable(kind_of(errno), "opening /proc/self/pagemap", errno, remedy)
+        })?;
+        match Self::open_uffd() {
+            Ok(uffd) => Ok(Self { pagemap, uffd }),
+            Err(why) => {
+                // SAFETY: opened above, and owned by nobody else.
+                unsafe { syscall::close(pagemap) };
+                Err(why)
+            }
+        }
+    }
+
+    fn open_uffd() -> Result<i32, Unavailable> {
+        let (fd, _) = uffd::open(false).map_err(|errno| {
+            let (kind, remedy) = match errno.0 {
+                libc::ENOSYS => (ErrorKind::Unsupported, "use a kernel with CONFIG_USERFAULTFD"),
+                libc::EPERM | libc::EACCES => (
+                    ErrorKind::Denied,
+                    "a seccomp or security policy refuses the call even for user-mode faults: \
+                     allow userfaultfd(UFFD_USER_MODE_ONLY), or give access to /dev/userfaultfd",
+                ),
+                libc::EMFILE | libc::ENFILE => {
+                    (ErrorKind::Exhausted, "raise the limit of open files (ulimit -n)")
+                }
+                _ => (kind_of(errno), "allow the call"),
+            };
+            unavailable(kind, "userfaultfd(UFFD_USER_MODE_ONLY)", errno, remedy)
+        })?;
+        let wanted = feature::PAGEFAULT_FLAG_WP | feature::WP_UNPOPULATED | feature::WP_ASYNC;
+        let refused = match uffd::negotiate(fd, wanted) {
+            Ok(given) if given & wanted == wanted => return Ok(fd),
+            Ok(_) => Errno(libc::EINVAL),
+            Err(errno) => errno,
+        };
+        // SAFETY: opened above, and owned by nobody else.
+        unsafe { syscall::close(fd) };
+        Err(unavailable(
+            ErrorKind::Unsupported,
+            "asking userfaultfd for WP_ASYNC",
+            refused,
+            "needs Linux 6.7 with CONFIG_PTE_MARKER_UFFD_WP, and an ioctl that no policy refuses",
+        ))
+    }
+
+    fn close(self) {
+        // SAFETY: the pair is owned by whoever calls this, who forgets it.
+        unsafe {
+            syscall::close(self.pagemap);
+            syscall::close(self.uffd);
+        }
+    }
+}
+
+impl PagemapScan {
+    pub(crate) fn open() -> Result<Self, Unavailable> {
+        let fds = Descriptors::open()?;
+        let dirty = choose_query(fds).map_err(|why| {
+            fds.close();
+            why
+        })?;
+        Ok(Self {
+            epoch: AtomicU64::new(epoch::current()),
+            pagemap: AtomicI32::new(fds.pagemap),
+            uffd: AtomicI32::new(fds.uffd),
+            reopening: EpochLock::new(),
+            dirty,
+            counters: Counters::new(),
+        })
+    }
+
+    /// The descriptors; only for a caller that knows them to be of this epoch.
+    fn fds(&self) -> Descriptors {
+        Descriptors {
+            pagemap: self.pagemap.load(Ordering::Relaxed),
+            uffd: self.uffd.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The descriptors of this process, opened anew after a fork.
+    ///
+    /// The inherited pair is left open: the child may have closed those numbers and given them to
+    /// files of its own, and a descriptor that nobody uses harms nobody.
+    fn fds_reopened(&self) -> Result<Descriptors, Unavailable> {
+        let now = epoch::current();
+        let _held = self.reopening.lock();
+        if self.epoch.load(Ordering::Acquire) != now {
+            let fds = Descriptors::open()?;
+            self.pagemap.store(fds.pagemap, Ordering::Relaxed);
+            self.uffd.store(fds.uffd, Ordering::Relaxed);
+            self.epoch.store(now, Ordering::Release);
+        }
+        Ok(self.fds())
+    }
+}
+
+impl Drop for PagemapScan {
+    fn drop(&mut self) {
+        if self.epoch.load(Ordering::Acquire) == epoch::current() {
+            self.fds().close();
+        }
+    }
+}
+
+/// Finds out whether this kernel calls a hole in the page tables written.
+///
+/// A range whose page tables are gone (never touched, or dropped by MADV_DONTNEED and freed) has
+/// no entry to look at. Some kernels report it as written; for those that do not, absent pages are
+/// asked for by name.
+fn choose_query(fds: Descriptors) -> Result<Query, Unavailable> {
+    const BYTES: usize = 4 << 20;
+    let failed = |step, errno| {
+        let remedy = "needs Linux 6.7 with PAGEMAP_SCAN, and an ioctl that no policy refuses";
+        let kind = match errno {
+            Errno(libc::ENOTTY | libc::EINVAL) => ErrorKind::Unsupported,
+            other => kind_of(other),
+        };
+        unavailable(kind, step, errno, remedy)
+    };
+    let start = syscall::mmap_anonymous(BYTES, libc::PROT_READ | libc::PROT_WRITE, 0)
+        .map_err(|errno| failed("mapping 4 MiB to probe PAGEMAP_SCAN with", errno))?;
+    let range = PageRange::between(start, start + BYTES);
+    let mut found = [Found::default(); 4];
+    // SAFETY: the pages are ours and new, and an asynchronous registration needs no answerer.
+    let query = unsafe { uffd::register(fds.uffd, range) }
+        .map_err(|errno| failed("UFFDIO_REGISTER", errno))
+        .and_then(|()| {
+            pagemap::scan(fds.pagemap, Query::WRITTEN.checking(), range, &mut found)
+                .map_err(|errno| failed("the PAGEMAP_SCAN ioctl", errno))
+        })
+        .map(|scanned| {
+            let pages: usize = found[..scanned.filled].iter().map(|f| f.range().pages()).sum();
+            if pages == range.pages() { Query::WRITTEN } else { Query::WRITTEN_OR_ABSENT }
+        });
+    // SAFETY: mapped above, seen by nobody else; unmapping ends the registration.
+    unsafe { syscall::munmap(start, BYTES) };
+    query
+}
+
+impl Opened for PagemapScan {
+    fn source(&self) -> Source {
+        Source::PagemapScan
+    }
+
+    fn kernel_writes(&self) -> KernelWrites {
+        KernelWrites::Tracked
+    }
+
+    fn stats(&self) -> Stats {
+        self.counters.snapshot(false)
+    }
+
+    unsafe fn track(
+        self: Arc<Self>,
+        range: PageRange,
+    ) -> Result<Box<dyn WriteTracker>, RegionError> {
+        let region = PagemapScanRegion { shared: self, range, epoch: AtomicU64::new(0) };
+        region.attach(range)?;
+        Ok(Box::new(region))
+    }
+}
+
+/// One registered range.
+struct PagemapScanRegion {
+    shared: Arc<PagemapScan>,
+    range: PageRange,
+    /// The epoch in which the range was registered; in any other, all is dirty.
+    epoch: AtomicU64,
+}
+
+impl PagemapScanRegion {
+    /// The descriptors, if the region is registered in this process.
+    fn attached(&self) -> Option<Descriptors> {
+        (self.epoch.load(Ordering::Acquire) == epoch::current()).then(|| self.shared.fds())
+    }
+
+    /// Registers `range` in this process, opening descriptors of its own if needed.
+    fn attach(&self, range: PageRange) -> Result<Descriptors, RegionError> {
+        let fds = self.shared.fds_reopened().map_err(|why| RegionError::System {
+            step: why.step,
+            range,
+            errno: why.errno.unwrap_or(Errno(libc::EINVAL)),
+            remedy: why.remedy,
+        })?;
+        register(fds, range)?;
+        if range == self.range {
+            self.epoch.store(epoch::current(), Ordering::Release);
+        }
+        Ok(fds)
+    }
+
+    /// Scans `range` and ORs the dirty pages into `bits`; returns their number.
+    ///
+    /// What the kernel does not answer for is dirty.
+    fn scan(&self, fds: Descriptors, query: Query, range: PageRange, bits: &mut [u64]) -> usize {
+        let mut found = [Found::default(); FOUND];
+        let mut at = range.start();
+        let mut dirty = 0;
+        while at < range.end() {
+            let rest = PageRange::between(at, range.end());
+            let (filled, walked_to) = match pagemap::scan(fds.pagemap, query, rest, &mut found) {
+                Ok(scanned) if scanned.walked_to > at => (scanned.filled, scanned.walked_to),
+                Ok(_) => return dirty + self.give_up(fds, range, rest, bits, None),
+                Err(errno) => return dirty + self.give_up(fds, range, rest, bits, Some(errno)),
+            };
+            for found in &found[..filled] {
+                // With the plain query every entry is WRITTEN. With the other one, an entry that
+                // is swapped and not written is clean (swapped out, or armed and never touched).
+                if found.categories & (category::WRITTEN | category::SWAPPED) != category::SWAPPED {
+                    let pages = found.range();
+                    bitmap::set_run(bits, range.index_of(pages.start()), pages.pages());
+                    dirty += pages.pages();
+                }
+            }
+            at = walked_to;
+        }
+        dirty
+    }
+
+    /// The scan failed somewhere in `rest`: calls all of it dirty, and registers the mappings
+    /// anew where they were replaced, so that the next collection is exact again.
+    #[cold]
+    fn give_up(
+        &self,
+        fds: Descriptors,
+        range: PageRange,
+        rest: PageRange,
+        bits: &mut [u64],
+        errno: Option<Errno>,
+    ) -> usize {
+        Counters::add(&self.shared.counters.degraded, 1);
+        bitmap::set_run(bits, range.index_of(rest.start()), rest.pages());
+        if errno == Some(Errno(libc::EPERM)) {
+            // It fails if something there can never be tracked; then it stays dirty, which is
+            // what has just been said.
+            let _ = register(fds, rest);
+        }
+        rest.pages()
+    }
+
+    /// Arms `range`, which must be registered.
+    fn protect(&self, fds: Descriptors, range: PageRange) -> Result<(), Errno> {
+        let mut at = range.start();
+        while at < range.end() {
+            let rest = PageRange::between(at, range.end());
+            let scanned = pagemap::scan(fds.pagemap, Query::EVERY.protecting(), rest, &mut [])?;
+            if scanned.walked_to <= at {
+                return Err(Errno(libc::EINVAL));
+            }
+            at = scanned.walked_to;
+        }
+        Ok(())
+    }
+}
+
+/// Registers `range`; registering twice is harmless and keeps the state of the pages.
+fn register(fds: Descriptors, range: PageRange) -> Result<(), RegionError> {
+    // SAFETY: 1. the pages belong to the region, by the promise of whoever tracks it. 2. The
+    // registration is asynchronous: no fault waits for an answer.
+    unsafe { uffd::register(fds.uffd, range) }.map_err(|errno| RegionError::System {
+        step: "UFFDIO_REGISTER for write-protection",
+        range,
+        errno,
+        remedy: match errno.0 {
+            libc::EBUSY => "another userfaultfd has registered the pages; end that first",
+            libc::ENOMEM => "the kernel is out of memory or mappings (vm.max_map_count)",
+            _ => "the range must be mapped, private, anonymous and writable",
+        },
+    })
+}
+
+impl WriteTracker for PagemapScanRegion {
+    fn source(&self) -> Source {
+        Source::PagemapScan
+    }
+
+    fn range(&self) -> PageRange {
+        self.range
+    }
+
+    fn arm(&self, range: PageRange) -> Result<(), RegionError> {
+        check_inside(self.range, range)?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        let fds = match self.attached() {
+            Some(fds) => fds,
+            None => self.attach(self.range)?,
+        };
+        let armed = match self.protect(fds, range) {
+            // Some mapping was replaced unannounced; once registered anew it can be armed.
+            Err(Errno(libc::EPERM)) => {
+                register(fds, range)?;
+                self.protect(fds, range)
+            }
+            other => other,
+        };
+        armed.map_err(|errno| RegionError::System {
+            step: "PAGEMAP_SCAN to arm",
+            range,
+            errno,
+            remedy: "the range must be mapped; the pages stay dirty",
+        })?;
+        Counters::add(&self.shared.counters.pages_armed, range.pages());
+        Ok(())
+    }
+
+    fn disarm(&self, range: PageRange) -> Result<(), RegionError> {
+        check_inside(self.range, range)?;
+        let Some(fds) = self.attached() else { return Ok(()) };
+        if range.is_empty() {
+            return Ok(());
+        }
+        match uffd::write_protect(fds.uffd, range, Protect::Off) {
+            // A mapping in the range is not registered, so nothing in it is protected; registering
+            // anew lets the rest be disarmed.
+            Err(Errno(libc::ENOENT)) => {
+                register(fds, range)?;
+                uffd::write_protect(fds.uffd, range, Protect::Off)
+            }
+            other => other,
+        }
+        .map_err(|errno| RegionError::System {
+            step: "UFFDIO_WRITEPROTECT to disarm",
+            range,
+            errno,
+            remedy: "the range must be mapped; writes to it are still tracked",
+        })?;
+        Counters::add(&self.shared.counters.pages_disarmed, range.pages());
+        Ok(())
+    }
+
+    fn peek(&self, range: PageRange, bits: &mut [u64]) -> Result<(), RegionError> {
+        check_bitmap(self.range, range, bits)?;
+        let _timer = ScanTimer::start(&self.shared.counters);
+        match self.attached() {
+            Some(fds) => drop(self.scan(fds, self.shared.dirty.checking(), range, bits)),
+            None => bitmap::set_run(bits, 0, range.pages()),
+        }
+        Ok(())
+    }
+
+    fn collect_and_reset(&self, range: PageRange, bits: &mut [u64]) -> Result<usize, RegionError> {
+        check_bitmap(self.range, range, bits)?;
+        let _timer = ScanTimer::start(&self.shared.counters);
+        let dirty = match self.attached() {
+            Some(fds) => self.scan(fds, self.shared.dirty.protecting(), range, bits),
+            None => {
+                bitmap::set_run(bits, 0, range.pages());
+                self.arm(range)?;
+                range.pages()
+            }
+        };
+        self.shared.counters.collected(dirty);
+        Ok(dirty)
+    }
+
+    fn remapped(&self, range: PageRange) -> Result<(), RegionError> {
+        check_inside(self.range, range)?;
+        let Some(fds) = self.attached() else { return Ok(()) };
+        if range.is_empty() {
+            return Ok(());
+        }
+        register(fds, range)?;
+        // Parts that were not replaced may still be armed.
+        self.disarm(range)
+    }
+
+    unsafe fn resize(&mut self, bounds: PageRange) -> Result<(), RegionError> {
+        let old = self.range;
+        if let Some(fds) = self.attached() {
+            let below = PageRange::between(bounds.start(), old.start().min(bounds.end()));
+            let above = PageRange::between(old.end().max(bounds.start()), bounds.end());
+            if !below.is_empty() {
+                register(fds, below)?;
+            }
+            if !above.is_empty() {
+                register(fds, above).inspect_err(|_| release(fds, below))?;
+            }
+            release(fds, PageRange::between(old.start(), bounds.start().min(old.end())));
+            release(fds, PageRange::between(bounds.end().max(old.start()), old.end()));
+        }
+        self.range = bounds;
+        Ok(())
+    }
+}
+
+/// Ends the registration of pages that the region gives up; they may be unmapped already.
+fn release(fds: Descriptors, range: PageRange) {
+    if !range.is_empty() {
+        // ENOENT or EINVAL: no mapping there, so nothing is registered either.
+        let _ = uffd::unregister(fds.uffd, range);
+    }
+}
+
+impl Drop for PagemapScanRegion {
+    fn drop(&mut self) {
+        if let Some(fds) = self.attached() {
+            release(fds, self.range);
+        }
+    }
+}
+
+const _: () = assert!(FOUND * PAGE_SIZE == 2 << 20);

@@ -1,0 +1,149 @@
+//! The one trait that every dirty-bit source implements, and the semantics that all of them keep.
+
+use crate::bitmap;
+use crate::{PageRange, RegionError, Source};
+
+/// Tracks the writes to one range of memory.
+///
+/// # What it promises
+///
+/// Every page is *clean* or *dirty*. A page is dirty if it is *unarmed* (new, disarmed, replaced,
+/// or given up on) or was written since it was armed. Reports may say dirty of a page that is
+/// clean (over-reporting); they never say clean of a page that is dirty (under-reporting).
+///
+/// A *write* is anything that may change the bytes that a load sees: a store by any thread, a
+/// store by the kernel for a system call (`read`, `recv`, `getrandom`, `process_vm_writev`, a write
+/// to `/proc/self/mem`), and the kernel's dropping of the contents (`MADV_DONTNEED`, `MADV_FREE`
+/// once it takes effect). Swapping a page out and in is not a write, but may be reported as one.
+/// Devices and `io_uring` buffers that were pinned *before* a page was armed write to it unseen by
+/// any source but all-dirty: unpin them first, or disarm their pages.
+///
+/// # What before, after and concurrent mean
+///
+/// Let `C1`, `C2`, ... be the calls of [`collect_and_reset`](Self::collect_and_reset) that cover a
+/// page. A write that happens before `Ci` begins (in the sense of the memory model, or because the
+/// writer was stopped) and after `Ci-1` returned is in the report of `Ci`. A write concurrent with
+/// `Ci` is in the report of `Ci` or of `Ci+1` (or both). If it is in the report of `Ci` only, then
+/// its bytes are visible to whoever reads the page after `Ci` returned: so a collector that reads
+/// the pages after the call has either seen the bytes or will be told again. No write is lost
+/// between read and reset.
+///
+/// [`arm`](Self::arm) makes pages clean without saying whether they were dirty: writes that happen
+/// before it or concurrently with it may go unreported. The caller stops the writers, or does not
+/// care for what they wrote until then, or uses `collect_and_reset`.
+///
+/// [`peek`](Self::peek) reports writes that happened before it and changes nothing.
+///
+/// # Soft-dirty is different
+///
+/// Its reset is a separate, process-wide step, and a write between the read and the reset would be
+/// lost. So there `collect_and_reset` reports and resets nothing; only
+/// [`collect_and_reset_stopped`](Self::collect_and_reset_stopped), whose caller vouches that nobody
+/// writes, resets. For the other sources the two are the same.
+///
+/// # Forks
+///
+/// In a forked child, however made, every page is dirty until armed again there. The parent is not
+/// affected by what the child does.
+///
+/// # Threads and signals
+///
+/// All methods that take `&self` may be called from any thread, also concurrently. They neither
+/// allocate nor take a lock that a thread stopped by a signal could hold, so they work in a stopped
+/// world. They are not for signal handlers.
+///
+/// # Bitmaps
+///
+/// Bit *i* (least significant first) is page *i* of the range given. Bits are ORed in.
+pub trait WriteTracker: Send + Sync {
+    /// The source behind it.
+    fn source(&self) -> Source;
+
+    /// The bounds.
+    fn range(&self) -> PageRange;
+
+    /// Makes the pages of `range` clean: from the return on, writes to them are reported.
+    ///
+    /// # Errors
+    /// If `range` is not within the bounds, or the kernel refuses. Then every page of the range is
+    /// dirty or clean, as it happens, and no write after the return is lost.
+    fn arm(&self, range: PageRange) -> Result<(), RegionError>;
+
+    /// Makes the pages of `range` dirty until they are armed again; writing to them costs nothing.
+    ///
+    /// # Errors
+    /// If `range` is not within the bounds, or the kernel refuses.
+    fn disarm(&self, range: PageRange) -> Result<(), RegionError>;
+
+    /// ORs the dirty pages of `range` into `bits`; changes nothing.
+    ///
+    /// # Errors
+    /// If `range` is not within the bounds, or `bits` is too small.
+    fn peek(&self, range: PageRange, bits: &mut [u64]) -> Result<(), RegionError>;
+
+    /// ORs the dirty pages of `range` into `bits` and arms exactly them, losing no write between
+    /// the two; returns how many were dirty.
+    ///
+    /// # Errors
+    /// If `range` is not within the bounds, `bits` is too small, or the kernel refuses. In the
+    /// last case every page that may be dirty is in `bits` all the same, and stays dirty.
+    fn collect_and_reset(&self, range: PageRange, bits: &mut [u64]) -> Result<usize, RegionError>;
+
+    /// As [`collect_and_reset`](Self::collect_and_reset), for a caller who vouches that nobody
+    /// writes meanwhile. Only soft-dirty needs the promise to be able to reset.
+    ///
+    /// # Safety
+    /// No thread, system call or other process writes to *any* region of the tracker during the
+    /// call. (A write that breaks this may never be reported, and whoever trusts the report may
+    /// then use memory that it believes unreachable.)
+    ///
+    /// # Errors
+    /// As [`collect_and_reset`](Self::collect_and_reset).
+    unsafe fn collect_and_reset_stopped(
+        &self,
+        range: PageRange,
+        bits: &mut [u64],
+    ) -> Result<usize, RegionError> {
+        self.collect_and_reset(range, bits)
+    }
+
+    /// Says that the mappings of `range` were replaced (`mmap` over it, `mremap`): its pages are
+    /// tracked anew, unarmed.
+    ///
+    /// # Errors
+    /// If `range` is not within the bounds, or the kernel refuses; the pages are dirty either way.
+    fn remapped(&self, range: PageRange) -> Result<(), RegionError>;
+
+    /// Changes the bounds. Pages in both keep their state; new pages are unarmed; pages that are
+    /// left out are given back unprotected.
+    ///
+    /// # Safety
+    /// As for `Tracker::track`, for the new bounds.
+    ///
+    /// # Errors
+    /// If the kernel refuses; the bounds are then as before.
+    unsafe fn resize(&mut self, bounds: PageRange) -> Result<(), RegionError>;
+}
+
+/// Refuses a `range` that is not within `bounds`.
+pub(crate) fn check_inside(bounds: PageRange, range: PageRange) -> Result<(), RegionError> {
+    if bounds.contains(&range) {
+        Ok(())
+    } else {
+        Err(RegionError::Outside { asked: range, region: bounds })
+    }
+}
+
+/// Refuses a `range` that is not within `bounds`, or a bitmap that does not hold it.
+pub(crate) fn check_bitmap(
+    bounds: PageRange,
+    range: PageRange,
+    bits: &[u64],
+) -> Result<(), RegionError> {
+    check_inside(bounds, range)?;
+    let needed = bitmap::words_for(range.pages());
+    if bits.len() < needed {
+        return Err(RegionError::BitmapTooSmall { needed, given: bits.len() });
+    }
+    Ok(())
+}
