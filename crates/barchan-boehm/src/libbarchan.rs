@@ -25,6 +25,7 @@ pub struct LibBarchan {
     static_lib: PathBuf,
     shared_lib: PathBuf,
     include: PathBuf,
+    pc_template: PathBuf,
 }
 
 impl LibBarchan {
@@ -53,7 +54,12 @@ impl LibBarchan {
             return Err(Error::new(ErrorKind::Missing, format!("no {}", header.display()))
                 .remedy("restore it from version control, or build barchan-c with cbindgen"));
         }
-        Ok(Self { static_lib: artifact(".a")?, shared_lib: artifact(".so")?, include })
+        Ok(Self {
+            static_lib: artifact(".a")?,
+            shared_lib: artifact(".so")?,
+            include,
+            pc_template: layout.barchan_c().join("barchan.pc.in"),
+        })
     }
 
     /// The static library.
@@ -98,23 +104,19 @@ impl LibBarchan {
             _ => symlink(SONAME, &link).map_err(|e| Error::io("create", &link, &e))?,
         }
         let pc = pkgconfig.join("barchan.pc");
-        fs::write(&pc, pkg_config(prefix)).map_err(|e| Error::io("write", &pc, &e))
+        let text = fs::read_to_string(&self.pc_template)
+            .map_err(|e| Error::io("read", &self.pc_template, &e))?;
+        fs::write(&pc, pkg_config(&text, prefix)).map_err(|e| Error::io("write", &pc, &e))
     }
 }
 
-/// The text of `barchan.pc`.
-fn pkg_config(prefix: &Path) -> String {
-    format!(
-        "prefix={}\nexec_prefix=${{prefix}}\nlibdir=${{prefix}}/lib\nincludedir=${{prefix}}/include\n\n\
-         Name: Barchan\n\
-         Description: Which pages were written since: write tracking for garbage collectors\n\
-         Version: {}\n\
-         Libs: -L${{libdir}} -lbarchan\n\
-         Libs.private: -lpthread -ldl\n\
-         Cflags: -I${{includedir}}\n",
-        prefix.display(),
-        env!("CARGO_PKG_VERSION"),
-    )
+/// The text of `barchan.pc` for a prefix, from its template.
+fn pkg_config(template: &str, prefix: &Path) -> String {
+    template
+        .replace("@prefix@", &prefix.display().to_string())
+        .replace("@libdir@", "${exec_prefix}/lib")
+        .replace("@includedir@", "${prefix}/include")
+        .replace("@version@", env!("CARGO_PKG_VERSION"))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -138,6 +140,14 @@ fn find_artifact(messages: &str, suffix: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_template_is_filled_in() {
+        let text = "prefix=@prefix@\nlibdir=@libdir@\nCflags: -I@includedir@\nVersion: @version@\n";
+        let filled = pkg_config(text, Path::new("/opt/x"));
+        assert!(filled.starts_with("prefix=/opt/x\nlibdir=${exec_prefix}/lib\n"), "{filled}");
+        assert!(!filled.contains('@'), "{filled}");
+    }
 
     #[test]
     fn artifacts_are_found_among_cargo_messages() {

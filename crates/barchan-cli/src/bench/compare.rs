@@ -1,0 +1,144 @@
+//! The verdicts: the patched collector against the better baseline's same mode.
+//!
+//! For each workload and mode the baseline is the configuration with the lowest median
+//! time among Debian's and the pinned collector's, whatever source of dirty bits it uses.
+//! The allowances are the project's own promises; heap and pauses are judged against that
+//! same configuration, so that nobody wins by using more memory or stopping longer.
+
+use super::config::{Collector, Mode};
+use super::model::{Report, WorkloadInfo};
+use super::summary::{Cell, Row};
+
+/// How much slower generational and incremental mode may be.
+const DIRTY_TIME_ALLOWANCE: f64 = 1.05;
+/// How much slower the full modes may be.
+const FULL_TIME_ALLOWANCE: f64 = 1.03;
+/// How much larger the peak heap may be.
+const HEAP_ALLOWANCE: f64 = 1.15;
+/// How much longer pauses may be: as much as their own scatter between rounds ...
+const PAUSE_ALLOWANCE: f64 = 1.05;
+/// ... and below this difference nobody can tell them apart.
+const PAUSE_GRACE_MS: f64 = 0.2;
+
+/// One workload in one mode.
+#[derive(Clone, Debug)]
+pub(crate) struct Verdict {
+    /// The workload.
+    pub(crate) workload: String,
+    /// The mode.
+    pub(crate) mode: Mode,
+    /// Name of the baseline's configuration.
+    pub(crate) baseline: String,
+    /// Time of the patched collector over the baseline's.
+    pub(crate) time: Check,
+    /// Peak heap likewise.
+    pub(crate) heap: Check,
+    /// 99th percentile of the pauses likewise, where both paused.
+    pub(crate) pause_p99: Option<Check>,
+    /// Longest pause likewise.
+    pub(crate) pause_max: Option<Check>,
+}
+
+/// A ratio and what it may be at most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Check {
+    /// The patched collector's value.
+    pub(crate) ours: f64,
+    /// The baseline's value.
+    pub(crate) theirs: f64,
+    /// The largest ratio that passes.
+    pub(crate) allowed: f64,
+    /// Whether it passes.
+    pub(crate) passed: bool,
+}
+
+impl Check {
+    fn new(ours: f64, theirs: f64, allowed: f64, grace: f64) -> Self {
+        let limit = (theirs * allowed).max(if grace > 0.0 { theirs + grace } else { 0.0 });
+        Self { ours, theirs, allowed, passed: ours <= limit }
+    }
+
+    /// Ours over theirs.
+    pub(crate) fn ratio(self) -> f64 {
+        self.ours / self.theirs
+    }
+}
+
+impl Verdict {
+    /// Every check with its name.
+    pub(crate) fn checks(&self) -> impl Iterator<Item = (&'static str, Check)> {
+        [
+            Some(("time", self.time)),
+            Some(("heap", self.heap)),
+            self.pause_p99.map(|check| ("p99 pause", check)),
+            self.pause_max.map(|check| ("max pause", check)),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    /// Whether all of them pass.
+    pub(crate) fn passed(&self) -> bool {
+        self.checks().all(|(_, check)| check.passed)
+    }
+}
+
+/// The verdicts on one workload, for the modes in which both sides were measured.
+pub(crate) fn verdicts(workload: &WorkloadInfo, rows: &[Row<'_>]) -> Vec<Verdict> {
+    Mode::ALL
+        .into_iter()
+        .filter_map(|mode| {
+            let of_mode =
+                || rows.iter().filter_map(Row::cell).filter(move |cell| cell.config.mode == mode);
+            let ours = of_mode().find(|cell| cell.config.collector == Collector::Barchan)?;
+            let theirs = of_mode()
+                .filter(|cell| cell.config.collector.is_baseline())
+                .min_by(|a, b| a.total_s.median.total_cmp(&b.total_s.median))?;
+            Some(verdict(workload, mode, ours, theirs))
+        })
+        .collect()
+}
+
+fn verdict(workload: &WorkloadInfo, mode: Mode, ours: &Cell, theirs: &Cell) -> Verdict {
+    let allowed = match (mode.needs_dirty_bits(), workload.target > 1.0) {
+        (false, _) => FULL_TIME_ALLOWANCE,
+        (true, false) => DIRTY_TIME_ALLOWANCE,
+        (true, true) => 1.0 / workload.target,
+    };
+    let pause = |ours: Option<f64>, theirs: Option<f64>| {
+        Some(Check::new(ours?, theirs?, PAUSE_ALLOWANCE, PAUSE_GRACE_MS))
+    };
+    let longest = |cell: &Cell| cell.pause_max_ms.map(|spread| spread.median);
+    Verdict {
+        workload: workload.name.clone(),
+        mode,
+        baseline: theirs.config.to_string(),
+        time: Check::new(ours.total_s.median, theirs.total_s.median, allowed, 0.0),
+        heap: Check::new(ours.heap_peak_mb.median, theirs.heap_peak_mb.median, HEAP_ALLOWANCE, 0.0),
+        pause_p99: pause(ours.pause_p99_ms, theirs.pause_p99_ms),
+        pause_max: pause(longest(ours), longest(theirs)),
+    }
+}
+
+/// All verdicts of a report.
+pub(crate) fn all(report: &Report) -> Vec<Verdict> {
+    report
+        .workloads
+        .iter()
+        .flat_map(|workload| verdicts(workload, &super::summary::rows(report, workload)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn allowances_are_ratios_with_a_grace_for_tiny_pauses() {
+        assert!(Check::new(1.03, 1.0, 1.03, 0.0).passed);
+        assert!(!Check::new(1.04, 1.0, 1.03, 0.0).passed);
+        assert!(!Check::new(0.6, 1.0, 0.5, 0.0).passed, "a target of 2x is not met at 1.67x");
+        assert!(Check::new(0.3, 0.15, PAUSE_ALLOWANCE, PAUSE_GRACE_MS).passed);
+        assert!(!Check::new(8.0, 7.0, PAUSE_ALLOWANCE, PAUSE_GRACE_MS).passed);
+    }
+}

@@ -1,0 +1,320 @@
+//! `barchan bench`: every collector on every workload, in interleaved rounds.
+//!
+//! Within a round, workload by workload, every configuration runs once; the order of the
+//! configurations rotates from round to round. A run that fails is a row of the report,
+//! not the end of the benchmark.
+
+pub(crate) mod compare;
+pub(crate) mod config;
+pub(crate) mod model;
+mod preflight;
+mod progress;
+mod runner;
+pub(crate) mod summary;
+pub(crate) mod workload;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
+
+use crate::cli::BenchArgs;
+use crate::{build, machine::Machine, report, write_file};
+use config::{Collector, Config};
+use model::{CollectorInfo, ConfigInfo, Outcome, Report, Run, WorkloadInfo};
+use preflight::Ready;
+use progress::{Key, Progress};
+use runner::Job;
+use workload::Workload;
+
+/// Rounds of a full benchmark.
+const ROUNDS: u32 = 5;
+
+/// What is to be measured, and with which settings.
+struct Plan {
+    workloads: Vec<&'static Workload>,
+    configs: Vec<Config>,
+    rounds: u32,
+    quick: bool,
+    scale: f64,
+    pause_ms: u32,
+    markers: u32,
+    timeout: Duration,
+}
+
+impl Plan {
+    fn new(args: &BenchArgs) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            workloads: workload::select(&args.workload),
+            configs: config::select(&args.config),
+            rounds: args.rounds.unwrap_or(if args.quick { 1 } else { ROUNDS }),
+            quick: args.quick,
+            scale: args.scale.unwrap_or(1.0),
+            pause_ms: args.pause_ms,
+            markers: args.markers.unwrap_or(u32::try_from(cores).unwrap_or(1)),
+            timeout: Duration::from_secs(args.timeout),
+        }
+    }
+
+    fn environment(&self, config: Config) -> Vec<(String, String)> {
+        config.environment(self.markers, self.pause_ms)
+    }
+
+    /// The arguments of a workload; sizes of `--quick` and of `--scale` multiply.
+    fn arguments(&self, workload: &Workload) -> Vec<String> {
+        let mut args: Vec<String> = workload.full.iter().map(|arg| (*arg).to_owned()).collect();
+        let scale = self.scale * if self.quick { workload.quick_scale } else { 1.0 };
+        if scale < 1.0 {
+            args.extend(["--scale".to_owned(), format!("{scale:.6}")]);
+        }
+        args
+    }
+
+    /// The command that measures the same again.
+    fn command(&self, args: &BenchArgs) -> String {
+        let mut words = vec!["barchan bench".to_owned()];
+        if self.quick {
+            words.push("--quick".to_owned());
+        }
+        words.push(format!("--rounds {}", self.rounds));
+        words.extend(args.workload.iter().map(|name| format!("--workload {name}")));
+        words.extend(args.config.iter().map(|selector| format!("--config {selector}")));
+        if let Some(scale) = args.scale {
+            words.push(format!("--scale {scale}"));
+        }
+        words.push(format!("--pause-ms {} --markers {}", self.pause_ms, self.markers));
+        words.join(" ")
+    }
+}
+
+/// Runs the subcommand.
+pub(crate) fn command(layout: &Layout, args: &BenchArgs) -> Result<ExitCode> {
+    let plan = Plan::new(args);
+    if !args.list && !args.no_build {
+        build_needed(layout, &plan)?;
+    }
+    let checked: Vec<_> = plan
+        .configs
+        .iter()
+        .map(|config| (*config, preflight::check(layout, *config, &plan.environment(*config))))
+        .collect();
+    if args.list {
+        list(&plan, &checked);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if checked.iter().all(|(_, ready)| ready.is_err()) {
+        let why: Vec<_> = checked
+            .iter()
+            .filter_map(|(c, r)| Some(format!("{c}: {}", r.as_ref().err()?)))
+            .collect();
+        return Err(Error::new(ErrorKind::Missing, "none of the configurations can be run here")
+            .tried(why.join("\n"))
+            .remedy("barchan build"));
+    }
+    let report = measure(layout, args, &plan, &checked);
+    publish(layout, args, &report)
+}
+
+/// Builds what the plan needs; `make` and cmake do nothing if it is there.
+fn build_needed(layout: &Layout, plan: &Plan) -> Result<()> {
+    build::workloads(layout)?;
+    let mut flavours: Vec<Flavour> = Vec::new();
+    for config in &plan.configs {
+        let skip =
+            config.dirty == config::DirtySource::SoftDirty && !crate::machine::has_soft_dirty();
+        if let Some(flavour) = config.flavour().filter(|f| !skip && !flavours.contains(f)) {
+            flavours.push(flavour);
+        }
+    }
+    for flavour in flavours {
+        build::collector(layout, flavour)?;
+    }
+    Ok(())
+}
+
+fn list(plan: &Plan, checked: &[(Config, std::result::Result<Ready, String>)]) {
+    println!("Workloads:");
+    for workload in &plan.workloads {
+        println!("  {:<16} {}", workload.name, workload.title);
+    }
+    println!("\nConfigurations:");
+    for (config, ready) in checked {
+        let state = match ready {
+            Ok(Ready { reported_source: Some(source), .. }) => format!("ready (reports {source})"),
+            Ok(_) => "ready".to_owned(),
+            Err(why) => format!("not available: {why}"),
+        };
+        println!("  {config:<34} {state}");
+    }
+}
+
+/// All rounds.
+fn measure(
+    layout: &Layout,
+    args: &BenchArgs,
+    plan: &Plan,
+    checked: &[(Config, std::result::Result<Ready, String>)],
+) -> Report {
+    let ready: Vec<(Config, &Ready)> =
+        checked.iter().filter_map(|(c, r)| Some((*c, r.as_ref().ok()?))).collect();
+    let mut report = Report {
+        format: model::FORMAT,
+        barchan_version: env!("CARGO_PKG_VERSION").to_owned(),
+        command: plan.command(args),
+        started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        duration_s: 0.0,
+        rounds: plan.rounds,
+        quick: plan.quick,
+        pause_ms: plan.pause_ms,
+        markers: plan.markers,
+        machine: Machine::read(Some(layout.root())),
+        collectors: collectors(layout, plan),
+        workloads: plan.workloads.iter().map(|w| workload_info(plan, w)).collect(),
+        configs: checked.iter().map(|(c, ready)| config_info(plan, *c, ready)).collect(),
+        runs: Vec::new(),
+    };
+    let order = schedule(plan.rounds, plan.workloads.len(), ready.len());
+    let keys: Vec<Key> = order.iter().map(|&(_, workload, config)| (workload, config)).collect();
+    let mut progress = Progress::new(order.len());
+    for (i, &(round, w, c)) in order.iter().enumerate() {
+        let (workload, (config, ready)) = (plan.workloads[w], ready[c]);
+        progress.begin(&format!("round {round}: {} on {config}", workload.name), &keys[i..]);
+        let begin = Instant::now();
+        let outcome = runner::run(&job(layout, plan, workload, config, ready));
+        progress.end((w, c), begin.elapsed());
+        if let Outcome::Failed { why } = &outcome {
+            progress.say(&format!("FAILED {} on {config}, round {round}: {why}", workload.name));
+        }
+        let (workload, config) = (workload.name.to_owned(), config.to_string());
+        report.runs.push(Run { workload, config, round, outcome });
+    }
+    report.duration_s = progress.finish().as_secs_f64();
+    report
+}
+
+fn job(layout: &Layout, plan: &Plan, workload: &Workload, config: Config, ready: &Ready) -> Job {
+    let mut args = plan.arguments(workload);
+    args.push("--json".to_owned());
+    Job {
+        program: layout.workloads().join(workload.program),
+        args,
+        library_dir: ready.library_dir.clone(),
+        environment: plan.environment(config),
+        timeout: plan.timeout,
+    }
+}
+
+/// The order of all runs: (round, workload, configuration). The configurations start one
+/// further in each round, so that none always follows the same neighbour's heat.
+fn schedule(rounds: u32, workloads: usize, configs: usize) -> Vec<(u32, usize, usize)> {
+    let mut order = Vec::new();
+    for round in 1..=rounds {
+        for workload in 0..workloads {
+            let first = round as usize - 1 + workload;
+            order.extend((0..configs).map(|i| (round, workload, (first + i) % configs)));
+        }
+    }
+    order
+}
+
+fn workload_info(plan: &Plan, workload: &Workload) -> WorkloadInfo {
+    let mut command = vec![workload.program.to_owned()];
+    command.extend(plan.arguments(workload));
+    WorkloadInfo {
+        name: workload.name.to_owned(),
+        title: workload.title.to_owned(),
+        command: command.join(" "),
+        target: workload.target,
+    }
+}
+
+fn config_info(
+    plan: &Plan,
+    config: Config,
+    ready: &std::result::Result<Ready, String>,
+) -> ConfigInfo {
+    ConfigInfo {
+        name: config.to_string(),
+        config,
+        environment: plan.environment(config).into_iter().collect(),
+        unavailable: ready.as_ref().err().cloned(),
+        reported_source: ready.as_ref().ok().and_then(|ready| ready.reported_source.clone()),
+    }
+}
+
+fn collectors(layout: &Layout, plan: &Plan) -> Vec<CollectorInfo> {
+    let describe = |collector: Collector| match collector {
+        Collector::Debian => SystemCollector::find().ok().map(|system| {
+            let version = system.version().unwrap_or("unknown version");
+            format!("libgc1 {version}, as installed in {}", system.library_dir().display())
+        }),
+        Collector::Pinned => stamp(layout, Flavour::STOCK)
+            .map(|stamp| format!("bdwgc 8.3.0-dev, pinned and unpatched (build {stamp})")),
+        Collector::Barchan => stamp(layout, Flavour::PATCHED)
+            .map(|stamp| format!("bdwgc 8.3.0-dev with Barchan's series (build {stamp})")),
+    };
+    Collector::ALL
+        .into_iter()
+        .filter(|collector| plan.configs.iter().any(|config| config.collector == *collector))
+        .map(|collector| CollectorInfo {
+            collector,
+            description: describe(collector).unwrap_or_else(|| "not available".to_owned()),
+        })
+        .collect()
+}
+
+/// The beginning of a build's stamp.
+fn stamp(layout: &Layout, flavour: Flavour) -> Option<String> {
+    let stamp = barchan_boehm::Collector::built(layout, flavour)?.stamp().ok()?;
+    Some(stamp.chars().take(12).collect())
+}
+
+/// Prints the table and writes the files; fails if a run failed or results disagree.
+fn publish(layout: &Layout, args: &BenchArgs, measured: &Report) -> Result<ExitCode> {
+    print!("{}", report::table::render(measured));
+    if let Some(path) = &args.json {
+        write_file(path, &measured.to_json()?)?;
+        eprintln!("measurements: {}", path.display());
+    }
+    let html: PathBuf = args.html.clone().unwrap_or_else(|| layout.build().join("report.html"));
+    write_file(&html, &report::html::render(measured))?;
+    eprintln!("report: {}", html.display());
+
+    let failed =
+        measured.runs.iter().filter(|run| matches!(run.outcome, Outcome::Failed { .. })).count();
+    let disagreements = summary::disagreements(measured);
+    if failed == 0 && disagreements.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut what = Vec::new();
+    if failed > 0 {
+        what.push(format!("{failed} of {} runs failed", measured.runs.len()));
+    }
+    if !disagreements.is_empty() {
+        what.push("results are not alike in all runs".to_owned());
+    }
+    Err(Error::new(ErrorKind::BadResult, what.join(", and "))
+        .remedy("see the failures below each workload in the table"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_round_has_every_pair_once_and_the_order_rotates() {
+        let order = schedule(3, 2, 4);
+        assert_eq!(order.len(), 24);
+        for round in 1..=3 {
+            let mut pairs: Vec<_> =
+                order.iter().filter(|run| run.0 == round).map(|run| (run.1, run.2)).collect();
+            pairs.sort_unstable();
+            pairs.dedup();
+            assert_eq!(pairs.len(), 8, "round {round}");
+        }
+        let first_of = |round| order.iter().find(|r| r.0 == round && r.1 == 0).map(|r| r.2);
+        assert_eq!([first_of(1), first_of(2), first_of(3)], [Some(0), Some(1), Some(2)]);
+    }
+}

@@ -1,0 +1,126 @@
+//! The workloads of the benchmark, in one table: program, arguments, what each shows.
+
+use clap::builder::PossibleValuesParser;
+
+/// One row of the benchmark: a program below `workloads/` with arguments of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Workload {
+    /// The name on the command line and in reports.
+    pub(crate) name: &'static str,
+    /// The program.
+    pub(crate) program: &'static str,
+    /// Arguments in a full benchmark.
+    pub(crate) full: &'static [&'static str],
+    /// Factor of the sizes in a quick one.
+    pub(crate) quick_scale: f64,
+    /// What it does, in a few words.
+    pub(crate) title: &'static str,
+    /// How many times faster than the better baseline's same mode the patched collector's
+    /// generational and incremental modes are meant to be; 1.0 means "not slower".
+    pub(crate) target: f64,
+}
+
+/// All workloads. Sizes are the programs' defaults (those of the Dune paper where it has
+/// the workload) unless arguments say otherwise.
+pub(crate) const ALL: &[Workload] = &[
+    Workload {
+        name: "gcbench",
+        program: "gcbench",
+        full: &[],
+        quick_scale: 0.2,
+        title: "short-lived binary trees beside long-lived data",
+        target: 1.0,
+    },
+    Workload {
+        name: "list",
+        program: "list",
+        full: &[],
+        quick_scale: 0.3,
+        title: "linked lists of growing length, built, summed and dropped",
+        target: 1.0,
+    },
+    Workload {
+        name: "hashmap",
+        program: "hashmap",
+        full: &[],
+        quick_scale: 0.2,
+        title: "a hash map whose 4,000-byte values are replaced all the time",
+        target: 2.0,
+    },
+    Workload {
+        name: "xml",
+        program: "xml",
+        full: &[],
+        quick_scale: 0.1,
+        title: "a DOM of large XML documents, one after the other",
+        target: 1.0,
+    },
+    Workload {
+        name: "tree-scattered",
+        program: "tree",
+        full: &["--pattern", "scattered"],
+        quick_scale: 0.25,
+        title: "a large live tree, mutated at random places",
+        target: 1.4,
+    },
+    Workload {
+        name: "tree-clustered",
+        program: "tree",
+        full: &["--pattern", "clustered"],
+        quick_scale: 0.25,
+        title: "a large live tree, mutated place by place",
+        target: 1.4,
+    },
+    Workload {
+        name: "mtalloc-1",
+        program: "mtalloc",
+        full: &["--threads", "1"],
+        quick_scale: 0.2,
+        title: "short-lived lists and trees, one thread",
+        target: 1.0,
+    },
+    Workload {
+        name: "mtalloc-2",
+        program: "mtalloc",
+        full: &["--threads", "2"],
+        quick_scale: 0.2,
+        title: "short-lived lists and trees, two threads",
+        target: 1.0,
+    },
+    Workload {
+        name: "mtalloc-4",
+        program: "mtalloc",
+        full: &["--threads", "4"],
+        quick_scale: 0.2,
+        title: "short-lived lists and trees, four threads",
+        target: 1.0,
+    },
+];
+
+/// What `--workload` takes.
+pub(crate) fn names() -> PossibleValuesParser {
+    PossibleValuesParser::new(ALL.iter().map(|workload| workload.name))
+}
+
+/// The workloads with these names, in the table's order; all of them for none.
+pub(crate) fn select(names: &[String]) -> Vec<&'static Workload> {
+    ALL.iter().filter(|w| names.is_empty() || names.iter().any(|name| name == w.name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_select_keeps_the_tables_order() {
+        let mut names: Vec<_> = ALL.iter().map(|w| w.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+
+        let asked = ["xml".to_owned(), "gcbench".to_owned()];
+        let chosen: Vec<_> = select(&asked).iter().map(|w| w.name).collect();
+        assert_eq!(chosen, ["gcbench", "xml"]);
+        assert_eq!(select(&[]).len(), ALL.len());
+    }
+}

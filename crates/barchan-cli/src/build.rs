@@ -1,0 +1,98 @@
+//! `barchan build`: the collectors, the workloads and the preloaded object of `run`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use barchan_boehm::tool::Tool;
+use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result};
+
+use crate::cli::{BuildArgs, Part};
+use crate::machine;
+
+/// What a plain `barchan build` makes: all but the soft-dirty variant, which is of use
+/// only where the kernel has soft-dirty bits.
+fn default_parts() -> Vec<Part> {
+    let mut parts = vec![Part::Stock, Part::Patched, Part::Workloads];
+    if machine::has_soft_dirty() {
+        parts.push(Part::StockSoftDirty);
+    }
+    parts
+}
+
+/// Runs the subcommand.
+pub(crate) fn command(layout: &Layout, args: &BuildArgs) -> Result<ExitCode> {
+    let parts = if args.only.is_empty() { default_parts() } else { args.only.clone() };
+    for part in parts {
+        build_part(layout, part, args.assertions)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn progress(line: &str) {
+    eprintln!("{line}");
+}
+
+fn build_part(layout: &Layout, part: Part, assertions: bool) -> Result<()> {
+    let flavour = match part {
+        Part::Stock => Flavour::STOCK,
+        Part::StockSoftDirty => Flavour::STOCK_SOFT_DIRTY,
+        Part::Patched => Flavour::PATCHED,
+        Part::Workloads => return workloads(layout),
+    };
+    collector(layout, flavour.with_assertions(assertions)).map(drop)
+}
+
+/// Builds one flavour of the collector, showing its progress.
+pub(crate) fn collector(layout: &Layout, flavour: Flavour) -> Result<barchan_boehm::Collector> {
+    barchan_boehm::build(layout, flavour, &mut progress)
+}
+
+/// Builds the benchmark programs against the pinned upstream's headers and library; they
+/// use only what every collector here exports, and `LD_LIBRARY_PATH` chooses the one.
+pub(crate) fn workloads(layout: &Layout) -> Result<()> {
+    let source = layout.workloads_source();
+    if !source.join("Makefile").is_file() {
+        return Err(Error::new(ErrorKind::Missing, format!("no Makefile in {}", source.display()))
+            .remedy("restore workloads/ from version control"));
+    }
+    let stock = collector(layout, Flavour::STOCK)?;
+    let out = layout.workloads();
+    std::fs::create_dir_all(&out).map_err(|e| Error::io("create", &out, &e))?;
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    progress(&format!("workloads: make, into {}", out.display()));
+    Tool::new("make")
+        .arg("-C")
+        .arg(&source)
+        .arg(format!("-j{jobs}"))
+        .arg(format!("OUT={}", out.display()))
+        .arg(format!("GC_CFLAGS=-I{}", stock.prefix().join("include").display()))
+        .arg(format!("GC_LIBS=-L{} -lgc", stock.library_dir().display()))
+        .log(out.join("make.log"))
+        .run()
+        .map(drop)
+        .map_err(|e| e.remedy("the XML workload needs expat: apt-get install libexpat1-dev"))
+}
+
+/// Compiles the object that `barchan run` preloads; done again when its source is newer.
+pub(crate) fn preload(layout: &Layout) -> Result<PathBuf> {
+    let source = layout.root().join("crates/barchan-cli/preload/summary.c");
+    let object = layout.build().join("preload/libbarchan-summary.so");
+    let modified = |path: &PathBuf| std::fs::metadata(path).and_then(|m| m.modified());
+    let newest = modified(&source).map_err(|e| Error::io("look at", &source, &e))?;
+    if modified(&object).is_ok_and(|built| built > newest) {
+        return Ok(object);
+    }
+    let dir = layout.build().join("preload");
+    std::fs::create_dir_all(&dir).map_err(|e| Error::io("create", &dir, &e))?;
+    // Compiled under another name and renamed: a run that starts meanwhile never sees half.
+    let fresh = dir.join(format!("fresh-{}.so", std::process::id()));
+    Tool::new("cc")
+        .args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"])
+        .args(["-fvisibility=hidden", "-o"])
+        .arg(&fresh)
+        .arg(&source)
+        .arg("-ldl")
+        .run()?;
+    std::fs::rename(&fresh, &object).map_err(|e| Error::io("create", &object, &e))?;
+    Ok(object)
+}

@@ -1,0 +1,254 @@
+//! The command line: what can be asked for, and the help that teaches it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::bench::config::Selector;
+use crate::bench::workload;
+
+/// Longest pause that incremental mode aims at unless told otherwise.
+pub(crate) const DEFAULT_PAUSE_MS: u32 = 5;
+
+/// A drop-in libgc.so.1 with kernel-assisted dirty bits, and the benchmark that shows it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "barchan",
+    version,
+    propagate_version = true,
+    after_help = "\
+Start with:
+  barchan doctor                     what this machine offers
+  barchan build                      the collectors and the workloads, into ./build
+  barchan run -- w3m -dump big.html  a program of yours on the patched collector
+  barchan bench --quick              every collector side by side, in a few minutes
+
+Exit codes: 0 success, 1 failure, 2 wrong usage; `barchan run` ends with its program's."
+)]
+pub(crate) struct Cli {
+    /// Checkout of the project, with boehm-patch/ and workloads/ [default: where this
+    /// command was compiled]
+    #[arg(long, global = true, env = "BARCHAN_ROOT", value_name = "DIR", hide_env_values = true)]
+    pub(crate) root: Option<PathBuf>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build the collectors (stock and patched) and the workloads into ./build
+    Build(BuildArgs),
+    /// Say which sources of dirty bits this machine has, and what would give the others
+    Doctor(DoctorArgs),
+    /// Run a program, unmodified, on the patched collector and sum up what it did
+    Run(RunArgs),
+    /// Time every collector on every workload, in interleaved rounds
+    Bench(BenchArgs),
+    /// Draw the table and the HTML page of an earlier `bench --json` again
+    Report(ReportArgs),
+}
+
+/// `barchan build`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Upstream is pinned: it is fetched by cargo once and checked against a hash.
+Environment: BARCHAN_BDWGC=DIR builds from your own checkout of bdwgc instead.
+What is up to date is not built again.")]
+pub(crate) struct BuildArgs {
+    /// Only these parts (may be repeated) [default: all that `barchan bench` needs]
+    #[arg(long, value_enum, value_name = "PART")]
+    pub(crate) only: Vec<Part>,
+
+    /// Build collectors that check themselves (GC_ASSERTIONS): slow, for tests, beside the
+    /// normal ones
+    #[arg(long)]
+    pub(crate) assertions: bool,
+}
+
+/// A part of the build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// The pinned upstream, untouched
+    Stock,
+    /// The pinned upstream, compiled for soft-dirty bits
+    StockSoftDirty,
+    /// The patched collector
+    Patched,
+    /// The benchmark programs
+    Workloads,
+}
+
+/// `barchan doctor`
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Print JSON for machines
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `barchan run`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  barchan run -- guile script.scm
+  barchan run --mode incremental --pause-ms 5 -- w3m -dump page.html
+  barchan run --tracker mprotect --stats stats.json -- ecl --shell test.lisp
+
+The program must load libgc.so.1 dynamically. Its own output is left alone: the summary
+goes to standard error when it ends, by whatever means. The exit code is the program's,
+128 + N if signal N ended it, 127 if it could not be started.")]
+pub(crate) struct RunArgs {
+    /// Source of dirty bits [default: the best this machine has]
+    #[arg(long, value_name = "TRACKER", value_parser = crate::run::trackers())]
+    pub(crate) tracker: Option<String>,
+
+    /// What the collector does with them
+    #[arg(long, value_enum, default_value_t = Mode::Generational)]
+    pub(crate) mode: Mode,
+
+    /// Pause that incremental mode aims at, in milliseconds
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_PAUSE_MS,
+          value_parser = clap::value_parser!(u32).range(1..=999_998))]
+    pub(crate) pause_ms: u32,
+
+    /// Threads that mark [default: the collector decides, one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) markers: Option<u32>,
+
+    /// Collector to run on: the patched one, the pinned upstream, or the system's
+    #[arg(long, value_enum, default_value_t = RunOn::Barchan)]
+    pub(crate) collector: RunOn,
+
+    /// Also write the summary as JSON to FILE
+    #[arg(long, value_name = "FILE")]
+    pub(crate) stats: Option<PathBuf>,
+
+    /// The program and its arguments, after --
+    #[arg(last = true, required = true, value_name = "PROG ARGS")]
+    pub(crate) program: Vec<std::ffi::OsString>,
+}
+
+/// A mode of the collector, as a user asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Mark the whole heap each time; no dirty bits
+    Full,
+    /// Mark in small steps, with a time limit for each pause
+    Incremental,
+    /// Mark only what was written since the last collection; no time limit
+    Generational,
+}
+
+/// A collector to run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RunOn {
+    /// The patched collector
+    Barchan,
+    /// The pinned upstream
+    Pinned,
+    /// The one the distribution installed
+    Debian,
+}
+
+/// `barchan bench`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Collectors: debian (the libgc1 that is installed), pinned (the upstream that is patched),
+barchan (the patched collector). Modes: full (one marker), full-parallel, generational,
+incremental. A configuration is written collector/mode/dirty-bit-source, for instance
+pinned/generational/mprotect; --config also takes parts of it, such as barchan or
+debian/full. --list shows all of them.
+
+Rounds are interleaved: each round runs every configuration once, in an order that rotates,
+so that a slow minute of the machine hits all of them. Keep the machine idle meanwhile.")]
+pub(crate) struct BenchArgs {
+    /// Small sizes and one round, unless --rounds says otherwise: for a first look
+    #[arg(long)]
+    pub(crate) quick: bool,
+
+    /// How often each pair of workload and configuration is run [default: 5; quick: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: Option<u32>,
+
+    /// Run only this workload (may be repeated)
+    #[arg(long, value_name = "W", value_parser = workload::names())]
+    pub(crate) workload: Vec<String>,
+
+    /// Run only these configurations (may be repeated; parts of names are enough)
+    #[arg(long, value_name = "C")]
+    pub(crate) config: Vec<Selector>,
+
+    /// Scale the sizes of the workloads by F, above 0 and up to 1
+    #[arg(long, value_name = "F", value_parser = scale)]
+    pub(crate) scale: Option<f64>,
+
+    /// Pause that incremental mode aims at, in milliseconds
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_PAUSE_MS,
+          value_parser = clap::value_parser!(u32).range(1..=999_998))]
+    pub(crate) pause_ms: u32,
+
+    /// Threads that mark, in every mode but `full` [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) markers: Option<u32>,
+
+    /// Seconds after which a run is killed and counted as failed
+    #[arg(long, value_name = "S", default_value_t = 300,
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) timeout: u64,
+
+    /// Write all measurements to FILE
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Write the report to FILE [default: build/report.html]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+
+    /// Show the workloads and configurations, and whether they can run here; then stop
+    #[arg(long)]
+    pub(crate) list: bool,
+
+    /// Do not build first
+    #[arg(long)]
+    pub(crate) no_build: bool,
+}
+
+/// `barchan report`
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// What `barchan bench --json` wrote
+    #[arg(value_name = "FILE.json")]
+    pub(crate) file: PathBuf,
+
+    /// Also write the HTML page to OUT
+    #[arg(long, value_name = "OUT")]
+    pub(crate) html: Option<PathBuf>,
+}
+
+fn scale(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(f) if f > 0.0 && f <= 1.0 => Ok(f),
+        _ => Err("a number above 0 and up to 1 is needed".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn scales_out_of_range_are_refused() {
+        for text in ["0", "-1", "1.01", "NaN", "", "x"] {
+            assert!(scale(text).is_err(), "{text:?}");
+        }
+        assert_eq!(scale("0.25"), Ok(0.25));
+    }
+}

@@ -1,0 +1,60 @@
+//! The command `barchan`: build the collector, look at the machine, run programs on the
+//! collector, and measure it.
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | `cli` | the command line |
+//! | `build` | `barchan build` |
+//! | `doctor` | `barchan doctor` |
+//! | `run` | `barchan run`, and what it reads back from the program |
+//! | `bench` | `barchan bench`: what is run, how, and what comes of it |
+//! | `report` | the table and the HTML page, for `bench` and `barchan report` |
+//! | `machine` | what the machine is: the stamp of every report |
+//!
+//! The command links no collector and tracks no memory; it starts programs and reads
+//! what they say.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod build;
+mod cli;
+mod doctor;
+mod machine;
+mod report;
+mod run;
+
+use std::process::ExitCode;
+
+use barchan_boehm::{Error, Layout, Result};
+use clap::Parser as _;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let root = cli.root;
+    let layout = || Layout::new(root.unwrap_or_else(Layout::compiled_root));
+    match cli.command {
+        Command::Build(args) => build::command(&layout()?, &args),
+        Command::Doctor(args) => doctor::command(layout().ok().as_ref(), &args),
+        Command::Run(args) => run::command(&layout()?, &args),
+        Command::Bench(args) => bench::command(&layout()?, &args),
+        Command::Report(args) => report::command(&args),
+    }
+}
+
+/// Writes text to a file that the user named.
+fn write_file(path: &std::path::Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).map_err(|e| Error::io("write", path, &e))
+}

@@ -1,0 +1,71 @@
+//! The table and the HTML page: for a benchmark that just ended, and for `barchan report`,
+//! which draws those of an earlier one again.
+
+pub(crate) mod html;
+mod plot;
+pub(crate) mod table;
+
+use std::process::ExitCode;
+
+use barchan_boehm::Result;
+
+use crate::bench::model::Report;
+use crate::cli::ReportArgs;
+use crate::write_file;
+
+/// Runs the subcommand.
+pub(crate) fn command(args: &ReportArgs) -> Result<ExitCode> {
+    let report = Report::read(&args.file)?;
+    print!("{}", table::render(&report));
+    if let Some(path) = &args.html {
+        write_file(path, &html::render(&report))?;
+        eprintln!("report: {}", path.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A number with as many decimals as three digits need.
+pub(crate) fn number(value: f64) -> String {
+    let decimals = match value.abs() {
+        v if v >= 100.0 => 0,
+        v if v >= 10.0 => 1,
+        _ => 2,
+    };
+    format!("{value:.decimals$}")
+}
+
+/// A number, or a dash for one that was not measured.
+pub(crate) fn maybe(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), number)
+}
+
+/// A ratio of times as people say it.
+pub(crate) fn speed(ratio: f64) -> String {
+    if (0.995..1.005).contains(&ratio) {
+        "as fast".to_owned()
+    } else if ratio < 1.0 {
+        format!("{:.2}× faster", 1.0 / ratio)
+    } else {
+        format!("{:.2}× slower", ratio)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_keep_three_digits() {
+        assert_eq!(number(1234.5), "1234");
+        assert_eq!(number(12.345), "12.3");
+        assert_eq!(number(0.123), "0.12");
+        assert_eq!(maybe(None), "–");
+    }
+
+    #[test]
+    fn ratios_are_put_in_words() {
+        assert_eq!(speed(0.5), "2.00× faster");
+        assert_eq!(speed(1.25), "1.25× slower");
+        assert_eq!(speed(1.0), "as fast");
+    }
+}

@@ -1,0 +1,146 @@
+//! The report as text: a table for each workload, then the comparison.
+
+use std::fmt::Write as _;
+
+use super::{maybe, number, speed};
+use crate::bench::compare::{self, Verdict};
+use crate::bench::model::{Report, WorkloadInfo};
+use crate::bench::summary::{self, Cell, Row};
+
+/// The whole report.
+pub(crate) fn render(report: &Report) -> String {
+    let mut out = String::new();
+    for workload in &report.workloads {
+        out.push_str(&workload_table(report, workload));
+        out.push('\n');
+    }
+    out.push_str(&comparison(report));
+    let disagreements = summary::disagreements(report);
+    for (workload, configs) in disagreements {
+        line(
+            &mut out,
+            format_args!("WRONG RESULTS: {workload} gave other results on {}", configs.join(", ")),
+        );
+    }
+    line(
+        &mut out,
+        format_args!(
+            "\n{} on {} ({} cores, Linux {}), {} rounds, {}",
+            report.command,
+            report.machine.cpu.as_deref().unwrap_or("unknown CPU"),
+            report.machine.cores,
+            report.machine.kernel.as_deref().unwrap_or("unknown"),
+            report.rounds,
+            report.started,
+        ),
+    );
+    out
+}
+
+/// Appends a line; writing to a String cannot fail.
+fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(out, "{text}");
+}
+
+fn workload_table(report: &Report, workload: &WorkloadInfo) -> String {
+    let mut out = String::new();
+    line(&mut out, format_args!("{}: {}  ({})", workload.name, workload.title, workload.command));
+    line(
+        &mut out,
+        format_args!(
+            "  {:<32} {:>7} {:>15}  {:>21} {:>9} {:>7} {:>8}",
+            "", "seconds", "[min – max]", "pause ms p50/p99/max", "alloc ms", "colls", "heap MB"
+        ),
+    );
+    let mut notes = Vec::new();
+    for row in summary::rows(report, workload) {
+        let name = &row.info().name;
+        match &row {
+            Row::Measured { cell, .. } => {
+                line(&mut out, format_args!("  {name:<32} {}", numbers(cell)));
+                if cell.gave_up {
+                    notes.push(format!("† {name}: the collector left incremental mode on its way"));
+                }
+            }
+            Row::Failed { .. } => line(&mut out, format_args!("  {name:<32} FAILED")),
+            Row::Unavailable { why, .. } => {
+                line(&mut out, format_args!("  {name:<32} not available: {why}"));
+            }
+        }
+        notes.extend(row.failures().iter().map(|why| format!("! {name}, {why}")));
+    }
+    for note in notes {
+        line(&mut out, format_args!("  {note}"));
+    }
+    out
+}
+
+fn numbers(cell: &Cell) -> String {
+    let time = cell.total_s;
+    let pauses = format!(
+        "{} / {} / {}",
+        maybe(cell.pause_p50_ms),
+        maybe(cell.pause_p99_ms),
+        maybe(cell.pause_max_ms.map(|s| s.median))
+    );
+    format!(
+        "{:>7} {:>15}  {pauses:>21} {:>9} {:>7.0} {:>8}{}",
+        format!("{:.3}", time.median),
+        format!("[{:.2} – {:.2}]", time.min, time.max),
+        number(cell.alloc_longest_ms.median),
+        cell.collections,
+        number(cell.heap_peak_mb.median),
+        if cell.gave_up { " †" } else { "" },
+    )
+}
+
+fn comparison(report: &Report) -> String {
+    let verdicts = compare::all(report);
+    let mut out = String::new();
+    if verdicts.is_empty() {
+        line(&mut out, format_args!("No comparison: barchan and a baseline share no mode here."));
+        return out;
+    }
+    line(
+        &mut out,
+        format_args!(
+            "barchan against the better baseline's same mode (ratio of medians; below 1 is better)"
+        ),
+    );
+    line(
+        &mut out,
+        format_args!(
+            "  {:<16} {:<14} {:<32} {:>14} {:>14} {:>14} {:>14}",
+            "workload", "mode", "better baseline", "time", "heap", "p99 pause", "max pause"
+        ),
+    );
+    for verdict in &verdicts {
+        line(&mut out, format_args!("  {}", verdict_line(verdict)));
+    }
+    let passed = verdicts.iter().filter(|verdict| verdict.passed()).count();
+    line(
+        &mut out,
+        format_args!(
+            "  {passed} of {} hold in every respect. ✓ within what is allowed, ✗ not.",
+            verdicts.len()
+        ),
+    );
+    out
+}
+
+fn verdict_line(verdict: &Verdict) -> String {
+    let mut text =
+        format!("{:<16} {:<14} {:<32}", verdict.workload, verdict.mode.name(), verdict.baseline);
+    for check in [Some(verdict.time), Some(verdict.heap), verdict.pause_p99, verdict.pause_max] {
+        let cell = check.map_or_else(
+            || "–".to_owned(),
+            |check| {
+                let mark = if check.passed { '✓' } else { '✗' };
+                format!("{:.2} (≤{:.2}) {mark}", check.ratio(), check.allowed)
+            },
+        );
+        let _ = write!(text, " {cell:>14}");
+    }
+    let _ = write!(text, "  {}", speed(verdict.time.ratio()));
+    text
+}

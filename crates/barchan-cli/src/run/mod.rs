@@ -1,0 +1,218 @@
+//! `barchan run`: an unmodified program on the patched collector, and what it did.
+//!
+//! The program finds the collector through `LD_LIBRARY_PATH` and is told what to do by the
+//! collector's own variables. A small object is preloaded that notes the collector's events
+//! in files (`preload/summary.c`); it is read when the program has ended, by whatever means.
+
+mod record;
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
+use clap::builder::PossibleValuesParser;
+
+use crate::cli::{Mode, RunArgs, RunOn};
+use crate::{build, write_file};
+use record::Summary;
+
+/// What `--tracker` takes: the names of the library's sources.
+pub(crate) fn trackers() -> PossibleValuesParser {
+    PossibleValuesParser::new(barchan::Source::ALL.map(barchan::Source::name))
+}
+
+/// Exit code for a program that could not be started, as shells have it.
+const NOT_STARTED: u8 = 127;
+
+/// Runs the subcommand.
+pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
+    let library_dir = library_dir(layout, args.collector)?;
+    let preload = build::preload(layout)?;
+    let records = tempfile::Builder::new()
+        .prefix("barchan-run-")
+        .tempdir()
+        .map_err(|e| Error::io("create a directory in", &std::env::temp_dir(), &e))?;
+    let Some((program, arguments)) = args.program.split_first() else {
+        return Err(Error::new(ErrorKind::Missing, "no program given")); // clap requires one
+    };
+
+    // A ^C is for the program; this process stays to sum up. Handlers, unlike ignored
+    // signals, are not inherited.
+    let seen = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGQUIT] {
+        signal_hook::flag::register(signal, Arc::clone(&seen)).map_err(|e| {
+            Error::new(ErrorKind::Io, format!("cannot handle signal {signal}: {e}"))
+        })?;
+    }
+    let mut command = Command::new(program);
+    command.args(arguments);
+    set_environment(&mut command, args, &library_dir, &preload, records.path());
+    let started = command.spawn().and_then(|mut child| Ok((child.id(), child.wait()?)));
+    let (pid, status) = match started {
+        Ok(ended) => ended,
+        Err(e) => {
+            eprintln!("error: cannot start {}: {e}", Path::new(program).display());
+            return Ok(ExitCode::from(NOT_STARTED));
+        }
+    };
+    let summaries = read_records(records.path(), u64::from(pid));
+    eprint!("{}", render(program, status, &summaries));
+    if let Some(path) = &args.stats {
+        write_file(path, &to_json(args, status, &summaries)?)?;
+    }
+    Ok(exit_code(status))
+}
+
+fn library_dir(layout: &Layout, collector: RunOn) -> Result<PathBuf> {
+    let flavour = match collector {
+        RunOn::Debian => return Ok(SystemCollector::find()?.library_dir().to_path_buf()),
+        RunOn::Pinned => Flavour::STOCK,
+        RunOn::Barchan => Flavour::PATCHED,
+    };
+    barchan_boehm::Collector::built(layout, flavour).map(|built| built.library_dir()).ok_or_else(
+        || {
+            Error::new(ErrorKind::Missing, format!("the {flavour} collector is not built"))
+                .tried(format!("looked in {}", layout.collector(flavour).display()))
+                .remedy("barchan build")
+        },
+    )
+}
+
+fn set_environment(
+    command: &mut Command,
+    args: &RunArgs,
+    library_dir: &Path,
+    preload: &Path,
+    records: &Path,
+) {
+    // What the user set for another mode must not mix with the mode asked for here.
+    for name in ["GC_ENABLE_INCREMENTAL", "GC_DISABLE_INCREMENTAL", "GC_PAUSE_TIME_TARGET"] {
+        command.env_remove(name);
+    }
+    command
+        .env("LD_LIBRARY_PATH", prepend(library_dir, "LD_LIBRARY_PATH"))
+        .env("LD_PRELOAD", prepend(preload, "LD_PRELOAD"))
+        .env("BARCHAN_SUMMARY_DIR", records);
+    let limit = match args.mode {
+        Mode::Full => None,
+        Mode::Generational => Some(999_999),
+        Mode::Incremental => Some(args.pause_ms),
+    };
+    if let Some(limit) = limit {
+        command.env("GC_ENABLE_INCREMENTAL", "1").env("GC_PAUSE_TIME_TARGET", limit.to_string());
+    }
+    if let Some(markers) = args.markers {
+        command.env("GC_MARKERS", markers.to_string());
+    }
+    if let Some(tracker) = &args.tracker {
+        command.env("BARCHAN_TRACKER", tracker);
+    }
+}
+
+/// A path in front of what a variable with a list of paths holds.
+fn prepend(path: &Path, variable: &str) -> OsString {
+    let mut list = path.as_os_str().to_owned();
+    if let Some(rest) = std::env::var_os(variable).filter(|rest| !rest.is_empty()) {
+        list.push(":");
+        list.push(rest);
+    }
+    list
+}
+
+/// All records, that of the program itself first, then by pauses.
+fn read_records(dir: &Path, pid: u64) -> Vec<Summary> {
+    let mut summaries: Vec<Summary> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| record::read(&entry.ok()?.path()))
+        .collect();
+    summaries.sort_by_key(|s| (s.pid != pid, std::cmp::Reverse(s.pauses), s.pid));
+    summaries
+}
+
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+fn render(program: &OsStr, status: ExitStatus, summaries: &[Summary]) -> String {
+    let mut out = format!("barchan: {} ended with {status}\n", Path::new(program).display());
+    let Some(main) = summaries.first() else {
+        out.push_str(&format!(
+            "barchan: {} did not load libgc.so.1, so the collector had no part in it.\n",
+            Path::new(program).display()
+        ));
+        return out;
+    };
+    out.push_str(&render_one(main));
+    for other in summaries.iter().skip(1).filter(|other| other.collections > 0) {
+        out.push_str(&format!(
+            "barchan: child {} ({}): {} collections, longest pause {} ms\n",
+            other.pid,
+            other.program,
+            other.collections,
+            ms(other.pause_max_ms)
+        ));
+    }
+    out
+}
+
+fn render_one(summary: &Summary) -> String {
+    let source = summary.source.as_deref().unwrap_or("not told by this collector");
+    let mode = if summary.incremental { source } else { "unused (full mode)" };
+    let mut out = format!(
+        "  collector    libgc {}, dirty bits: {mode}\n\
+         \x20 collections  {}\n\
+         \x20 pauses       {}: p50 {} ms, p99 {} ms, max {} ms, {:.1} ms of {:.2} s in all\n\
+         \x20 peak heap    {:.1} MB\n",
+        summary.gc_version,
+        summary.collections,
+        summary.pauses,
+        ms(summary.pause_p50_ms),
+        ms(summary.pause_p99_ms),
+        ms(summary.pause_max_ms),
+        summary.pause_sum_ms,
+        summary.seconds,
+        summary.heap_peak_bytes as f64 / 1e6,
+    );
+    if let Some(bits) = summary.dirty_bits.as_ref().filter(|_| summary.incremental) {
+        let share = 100.0 * bits.pages_dirty as f64 / bits.pages_scanned.max(1) as f64;
+        out.push_str(&format!(
+            "  dirty pages  {} of {} scanned ({share:.1} %), {} scans in {:.1} ms\n\
+             \x20 arming       {} pages in {} calls and {:.1} ms, {} lifted in advance\n",
+            bits.pages_dirty,
+            bits.pages_scanned,
+            bits.scans,
+            bits.scan_us as f64 / 1e3,
+            bits.pages_armed,
+            bits.arm_runs,
+            bits.arm_us as f64 / 1e3,
+            bits.pages_disarmed,
+        ));
+    }
+    if summary.died_in_pause {
+        out.push_str("  it ended while the world was stopped for a collection\n");
+    }
+    out
+}
+
+fn ms(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |ms| format!("{ms:.2}"))
+}
+
+fn to_json(args: &RunArgs, status: ExitStatus, summaries: &[Summary]) -> Result<String> {
+    let program: Vec<_> = args.program.iter().map(|arg| arg.to_string_lossy()).collect();
+    let value = serde_json::json!({
+        "program": program,
+        "exit_code": status.code(),
+        "signal": status.signal(),
+        "processes": summaries,
+    });
+    serde_json::to_string_pretty(&value)
+        .map(|text| text + "\n")
+        .map_err(|e| Error::new(ErrorKind::BadResult, format!("cannot write JSON: {e}")))
+}
