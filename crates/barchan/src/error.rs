@@ -228,6 +228,7 @@ pub(crate) fn kind_of(errno: Errno) -> ErrorKind {
     match errno.0 {
         1 | 13 => ErrorKind::Denied,
         12 | 23 | 24 | 28 => ErrorKind::Exhausted,
+        // Not EINVAL alone: an unknown call, file, request or flag of the kernel's.
         2 | 22 | 25 | 38 | 95 => ErrorKind::Unsupported,
         _ => ErrorKind::Internal,
     }

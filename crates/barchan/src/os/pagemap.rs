@@ -1,5 +1,6 @@
-//! The `PAGEMAP_SCAN` ioctl of `/proc/self/pagemap` (Linux 6.7, `pagemap_scan_ioctl` in
-//! `fs/proc/task_mmu.c`): find pages by state, and write-protect those found in the same step.
+//! `/proc/self/pagemap`: its 64-bit entry for each page, and the `PAGEMAP_SCAN` ioctl (Linux 6.7,
+//! `pagemap_scan_ioctl` in `fs/proc/task_mmu.c`), which finds pages by state and write-protects
+//! those found in the same step.
 
 use super::syscall;
 use crate::{Errno, PAGE_SIZE, PageRange};
@@ -13,6 +14,48 @@ pub(crate) mod category {
     /// Not in memory, but with an entry of its own: swapped out, or the marker of an armed page
     /// that was never touched.
     pub(crate) const SWAPPED: u64 = 1 << 4;
+}
+
+/// Bits of a pagemap entry (`Documentation/admin-guide/mm/pagemap.rst`).
+pub(crate) mod entry {
+    /// Written since the last write of 4 to `clear_refs` (`CONFIG_MEM_SOFT_DIRTY`).
+    pub(crate) const SOFT_DIRTY: u64 = 1 << 55;
+    /// Write-protected by a userfaultfd (Linux 5.14).
+    pub(crate) const UFFD_WP: u64 = 1 << 57;
+    /// Swapped out.
+    pub(crate) const SWAPPED: u64 = 1 << 62;
+    /// In memory.
+    pub(crate) const PRESENT: u64 = 1 << 63;
+}
+
+/// Opens the file of this process.
+pub(crate) fn open() -> Result<i32, Errno> {
+    syscall::open(c"/proc/self/pagemap", libc::O_RDONLY)
+}
+
+/// What would make [`open`] work after `errno`.
+pub(crate) fn open_remedy(errno: Errno) -> &'static str {
+    match errno.0 {
+        libc::EACCES | libc::EPERM => {
+            "the process must be dumpable (it is not after a change of user id or without read \
+             permission on its file; see prctl PR_SET_DUMPABLE), and a security policy must allow \
+             the file"
+        }
+        libc::ENOENT => "mount /proc, on a kernel with CONFIG_PROC_PAGE_MONITOR",
+        libc::EMFILE | libc::ENFILE => "raise the limit of open files (ulimit -n)",
+        _ => "allow opening the file",
+    }
+}
+
+/// Reads the entries of the first pages of `range`, as many as `out` holds; the kernel's answer may
+/// be shorter, but never empty without an error.
+pub(crate) fn read(fd: i32, range: PageRange, out: &mut [u64]) -> Result<usize, Errno> {
+    let pages = range.pages().min(out.len());
+    let offset = (range.start() / PAGE_SIZE * size_of::<u64>()) as u64;
+    match syscall::pread_words(fd, &mut out[..pages], offset) {
+        Ok(0) if pages > 0 => Err(Errno(libc::EIO)),
+        other => other,
+    }
 }
 
 /// Write-protect what matches, atomically with reporting it.

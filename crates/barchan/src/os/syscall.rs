@@ -170,10 +170,47 @@ pub(crate) fn userfaultfd(flags: i32) -> Result<i32, Errno> {
     unsafe { syscall(libc::SYS_userfaultfd, [flags as usize, 0, 0, 0, 0, 0]) }.map(|fd| fd as i32)
 }
 
-/// Reads into `buf`.
-pub(crate) fn read(fd: i32, buf: &mut [u8]) -> Result<usize, Errno> {
-    // SAFETY: the buffer is live, exclusive, and any bytes are valid in it.
-    unsafe { syscall(libc::SYS_read, [fd_arg(fd), buf.as_mut_ptr() as usize, buf.len(), 0, 0, 0]) }
+/// Reads as many whole words as there are at `offset`.
+pub(crate) fn pread_words(fd: i32, words: &mut [u64], offset: u64) -> Result<usize, Errno> {
+    let bytes = size_of_val(words);
+    // SAFETY: the buffer is live, exclusive, and any bytes are valid in it. The offset is one
+    // register on the 64-bit machines that this file is for.
+    unsafe {
+        syscall(
+            libc::SYS_pread64,
+            [fd_arg(fd), words.as_mut_ptr() as usize, bytes, offset as usize, 0, 0],
+        )
+    }
+    .map(|n| n / size_of::<u64>())
+}
+
+/// Writes `bytes`.
+pub(crate) fn write(fd: i32, bytes: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: the buffer is live.
+    unsafe { syscall(libc::SYS_write, [fd_arg(fd), bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]) }
+}
+
+/// A new event counter (close-on-exec).
+pub(crate) fn eventfd() -> Result<i32, Errno> {
+    // SAFETY: numbers only; it makes a descriptor.
+    unsafe { syscall(libc::SYS_eventfd2, [0, libc::EFD_CLOEXEC as usize, 0, 0, 0, 0]) }
+        .map(|fd| fd as i32)
+}
+
+/// Waits until one of `fds` has something to say.
+pub(crate) fn poll(fds: &mut [libc::pollfd]) -> Result<usize, Errno> {
+    // SAFETY: a live exclusive array of pollfd; no timeout, no mask.
+    unsafe { syscall(libc::SYS_ppoll, [fds.as_mut_ptr() as usize, fds.len(), 0, 0, 0, 0]) }
+}
+
+/// Waits while `word` holds `value` (spurious returns are possible).
+pub(crate) fn futex_wait(word: &core::sync::atomic::AtomicU32, value: u32) {
+    let address = core::ptr::from_ref(word) as usize;
+    // Not FUTEX_PRIVATE_FLAG: the kernel's wake at a thread's exit is a shared one.
+    // SAFETY: the word is live; no timeout.
+    let _ = unsafe {
+        syscall(libc::SYS_futex, [address, libc::FUTEX_WAIT as usize, value as usize, 0, 0, 0])
+    };
 }
 
 /// Reads `len` bytes to a bare address, for memory that may refuse the write.

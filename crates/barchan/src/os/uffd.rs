@@ -1,7 +1,7 @@
 //! userfaultfd, as much of it as write-protection needs (`linux/userfaultfd.h`, Linux 6.7).
 
 use super::syscall;
-use crate::{Errno, PageRange};
+use crate::{Errno, PAGE_SIZE, PageRange};
 
 /// A userfaultfd feature bit.
 pub(crate) mod feature {
@@ -66,6 +66,7 @@ mod ioctl {
     }
     pub(super) const UFFDIO_REGISTER: u32 = request(3, 0x00, size_of::<Register>());
     pub(super) const UFFDIO_UNREGISTER: u32 = request(2, 0x01, size_of::<Range>());
+    pub(super) const UFFDIO_WAKE: u32 = request(2, 0x02, size_of::<Range>());
     pub(super) const UFFDIO_WRITEPROTECT: u32 = request(3, 0x06, size_of::<WriteProtect>());
     pub(super) const UFFDIO_API: u32 = request(3, 0x3F, size_of::<Api>());
     /// `_IO(0xAA, 0)` of `/dev/userfaultfd`; the argument is the open flags.
@@ -103,6 +104,20 @@ pub(crate) fn open(prefer_full: bool) -> Result<(i32, Mode), Errno> {
         full().or_else(|_| user_only())
     } else {
         user_only().or_else(|errno| full().map_err(|_| errno))
+    }
+}
+
+/// What would make [`open`] work after `errno`.
+pub(crate) fn open_remedy(errno: Errno) -> &'static str {
+    match errno.0 {
+        libc::ENOSYS => "use a kernel with CONFIG_USERFAULTFD, and a seccomp policy that allows it",
+        libc::EPERM | libc::EACCES => {
+            "a seccomp or security policy refuses the call even for user-mode faults: allow \
+             userfaultfd(UFFD_USER_MODE_ONLY), or give access to /dev/userfaultfd, or (before \
+             Linux 5.11) set the sysctl vm.unprivileged_userfaultfd=1"
+        }
+        libc::EMFILE | libc::ENFILE => "raise the limit of open files (ulimit -n)",
+        _ => "allow the call",
     }
 }
 
@@ -155,6 +170,47 @@ pub(crate) enum Protect {
     OffAndWake,
     /// Lift it; nobody waits.
     Off,
+}
+
+/// The next faults, at most `out.len()`, as the addresses of the pages that wait.
+///
+/// # Errors
+/// EAGAIN if nobody waits.
+pub(crate) fn next_faults(fd: i32, out: &mut [Message]) -> Result<usize, Errno> {
+    // SAFETY: 1. a live exclusive buffer. 2. Any bytes are a valid Message.
+    let bytes = unsafe { syscall::read_to(fd, out.as_mut_ptr() as usize, size_of_val(out)) }?;
+    Ok(bytes / size_of::<Message>())
+}
+
+/// `struct uffd_msg` of a page fault.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Message {
+    event: u8,
+    reserved: [u8; 7],
+    flags: u64,
+    address: u64,
+    thread: u64,
+}
+
+impl Message {
+    const PAGEFAULT: u8 = 0x12;
+
+    /// The page that is waited for; `None` for an event that was not asked for.
+    pub(crate) fn page(&self) -> Option<PageRange> {
+        let start = self.address as usize & !(PAGE_SIZE - 1);
+        (self.event == Self::PAGEFAULT).then(|| PageRange::between(start, start + PAGE_SIZE))
+    }
+}
+
+const _: () = assert!(size_of::<Message>() == 32);
+
+/// Lets whoever waits for `range` try again.
+pub(crate) fn wake(fd: i32, range: PageRange) {
+    let mut arg = range_arg(range);
+    // SAFETY: 1. the type belongs to the request. 2. It changes no page. An error means that the
+    // range is no longer registered, and then nobody waits.
+    let _ = unsafe { syscall::ioctl(fd, ioctl::UFFDIO_WAKE, &mut arg) };
 }
 
 /// Sets or lifts the write protection of `range`, all of which must be registered with `fd`.

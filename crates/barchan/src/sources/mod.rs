@@ -11,6 +11,7 @@ use crate::{KernelWrites, PageRange, RegionError, Source, Stats, Unavailable, Wr
 pub(crate) mod all_dirty;
 pub(crate) mod mprotect;
 pub(crate) mod pagemap_scan;
+pub(crate) mod userfaultfd;
 
 /// A source that works here.
 pub(crate) trait Opened: Send + Sync {
@@ -39,7 +40,8 @@ pub(crate) fn open(source: Source) -> Result<Arc<dyn Opened>, Unavailable> {
         Source::PagemapScan => Arc::new(pagemap_scan::PagemapScan::open()?),
         Source::Mprotect => Arc::new(mprotect::Mprotect::open()?),
         Source::AllDirty => Arc::new(all_dirty::AllDirty::default()),
-        Source::Userfaultfd | Source::SoftDirty => {
+        Source::Userfaultfd => Arc::new(userfaultfd::Userfaultfd::open()?),
+        Source::SoftDirty => {
             return Err(Unavailable {
                 source,
                 kind: crate::ErrorKind::Unsupported,

@@ -62,17 +62,8 @@ fn unavailable(
 
 impl Descriptors {
     fn open() -> Result<Self, Unavailable> {
-        let pagemap = syscall::open(c"/proc/self/pagemap", libc::O_RDONLY).map_err(|errno| {
-            let remedy = match errno.0 {
-                libc::EACCES | libc::EPERM => {
-                    "the process must be dumpable (it is not after a change of user id or without \
-                     read permission on its file; see prctl PR_SET_DUMPABLE), and a security \
-                     policy must allow the file"
-                }
-                libc::ENOENT => "mount /proc, on a kernel with CONFIG_PROC_PAGE_MONITOR",
-                libc::EMFILE | libc::ENFILE => "raise the limit of open files (ulimit -n)",
-                _ => "allow opening the file",
-            };
+        let pagemap = pagemap::open().map_err(|errno| {
+            let remedy = pagemap::open_remedy(errno);
             unavailable(kind_of(errno), "opening /proc/self/pagemap", errno, remedy)
         })?;
         match Self::open_uffd() {
@@ -87,19 +78,12 @@ impl Descriptors {
 
     fn open_uffd() -> Result<i32, Unavailable> {
         let (fd, _) = uffd::open(false).map_err(|errno| {
-            let (kind, remedy) = match errno.0 {
-                libc::ENOSYS => (ErrorKind::Unsupported, "use a kernel with CONFIG_USERFAULTFD"),
-                libc::EPERM | libc::EACCES => (
-                    ErrorKind::Denied,
-                    "a seccomp or security policy refuses the call even for user-mode faults: \
-                     allow userfaultfd(UFFD_USER_MODE_ONLY), or give access to /dev/userfaultfd",
-                ),
-                libc::EMFILE | libc::ENFILE => {
-                    (ErrorKind::Exhausted, "raise the limit of open files (ulimit -n)")
-                }
-                _ => (kind_of(errno), "allow the call"),
-            };
-            unavailable(kind, "userfaultfd(UFFD_USER_MODE_ONLY)", errno, remedy)
+            unavailable(
+                kind_of(errno),
+                "userfaultfd(UFFD_USER_MODE_ONLY)",
+                errno,
+                uffd::open_remedy(errno),
+            )
         })?;
         let wanted = feature::PAGEFAULT_FLAG_WP | feature::WP_UNPOPULATED | feature::WP_ASYNC;
         let refused = match uffd::negotiate(fd, wanted) {
