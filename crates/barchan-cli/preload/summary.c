@@ -22,6 +22,7 @@
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -68,6 +69,7 @@ typedef void (*event_fn)(int);
 
 static struct record *record;
 static pid_t owner;
+static unsigned long earlier; /* collections before this process was forked off */
 static char directory[4096];
 static _Atomic(event_fn) programs_own;
 
@@ -120,6 +122,7 @@ static struct record *open_record(void)
     if (map == MAP_FAILED)
         return NULL;
     struct record *r = map;
+    earlier = gc.gc_no != NULL ? gc.gc_no() : 0;
     r->version = 1;
     r->size_bytes = sizeof *r;
     r->pid = (uint64_t)getpid();
@@ -138,7 +141,7 @@ static void note_state(struct record *r)
     if (heap > r->heap_peak_bytes)
         r->heap_peak_bytes = heap;
     if (gc.gc_no != NULL)
-        r->collections = gc.gc_no();
+        r->collections = gc.gc_no() - earlier;
     if (gc.actual_vdb != NULL)
         r->vdb = gc.actual_vdb();
     if (gc.is_incremental != NULL)

@@ -67,7 +67,7 @@ impl Plan {
         let mut args: Vec<String> = workload.full.iter().map(|arg| (*arg).to_owned()).collect();
         let scale = self.scale * if self.quick { workload.quick_scale } else { 1.0 };
         if scale < 1.0 {
-            args.extend(["--scale".to_owned(), format!("{scale:.6}")]);
+            args.extend(["--scale".to_owned(), format!("{scale}")]);
         }
         args
     }

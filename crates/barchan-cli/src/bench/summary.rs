@@ -158,6 +158,17 @@ fn cell(config: Config, samples: &[&Sample]) -> Option<Cell> {
     })
 }
 
+/// Why configurations could not be measured at all, and which; each reason once.
+pub(crate) fn unavailable(report: &Report) -> BTreeMap<&str, Vec<&str>> {
+    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for info in &report.configs {
+        if let Some(why) = &info.unavailable {
+            reasons.entry(why).or_default().push(&info.name);
+        }
+    }
+    reasons
+}
+
 /// Workloads whose results were not alike in all runs: a lost object, or a bug in one.
 /// Each comes with the configurations that disagree with the first run.
 pub(crate) fn disagreements(report: &Report) -> BTreeMap<&str, Vec<&str>> {

@@ -80,6 +80,16 @@ fn header(page: &mut String, report: &Report) {
         );
     }
     page.push_str("</div>\n");
+    for (why, names) in summary::unavailable(report) {
+        put(
+            page,
+            format_args!(
+                "<p class=\"note\">Not available here: {}: {}.</p>\n",
+                escape(&names.join(", ")),
+                escape(why)
+            ),
+        );
+    }
 }
 
 fn verdicts(page: &mut String, report: &Report) {
@@ -131,26 +141,32 @@ fn verdicts(page: &mut String, report: &Report) {
 fn verdict(page: &mut String, verdict: &Verdict) {
     let class = if verdict.passed() { "pass" } else { "miss" };
     let mark = if verdict.passed() { "✓" } else { "✗" };
+    let baseline = verdict.baseline.replacen(&format!("/{}", verdict.mode.name()), "", 1);
     put(
         page,
         format_args!(
-            "<span class=\"verdict {class}\"><b>{mark} {}</b><small>than {}</small><small>",
+            "<div class=\"verdict {class}\"><b>{mark} {}</b><small>than {}</small><dl>",
             speed(verdict.time.ratio()),
-            escape(&verdict.baseline)
+            escape(&baseline.replace('/', " · "))
         ),
     );
-    let checks: Vec<String> = verdict
-        .checks()
-        .map(|(name, check)| {
-            let text = format!("{name} {:.2}", check.ratio());
-            if check.passed { text } else { format!("<em>{text} (≤{:.2})</em>", check.allowed) }
-        })
-        .collect();
-    put(page, format_args!("{}</small></span>", checks.join(" · ")));
+    for (name, check) in verdict.checks() {
+        let class = if check.passed { "" } else { " class=\"over\"" };
+        put(
+            page,
+            format_args!(
+                "<dt{class}>{name}</dt><dd{class}>{:.2} <i>≤ {:.2}</i></dd>",
+                check.ratio(),
+                check.allowed
+            ),
+        );
+    }
+    page.push_str("</dl></div>");
 }
 
 fn section(page: &mut String, report: &Report, workload: &WorkloadInfo) {
-    let rows = summary::rows(report, workload);
+    let mut rows = summary::rows(report, workload);
+    rows.retain(|row| !matches!(row, Row::Unavailable { .. }));
     put(
         page,
         format_args!(
@@ -193,9 +209,7 @@ fn numbers(page: &mut String, rows: &[Row<'_>]) {
         match row {
             Row::Measured { cell, .. } => cells(page, cell),
             Row::Failed { .. } => page.push_str("<td colspan=\"9\" class=\"wrong\">failed</td>"),
-            Row::Unavailable { why, .. } => {
-                put(page, format_args!("<td colspan=\"9\" class=\"soft\">{}</td>", escape(why)));
-            }
+            Row::Unavailable { .. } => {} // named once, at the top
         }
         page.push_str("</tr>\n");
     }

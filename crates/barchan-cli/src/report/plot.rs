@@ -65,7 +65,7 @@ impl Axis {
     fn ticks(&self) -> Vec<f64> {
         match self {
             Self::Linear { max } => {
-                let step = nice_step(max / 4.0);
+                let step = nice_step(max / 6.0);
                 (0..).map(|i| f64::from(i) * step).take_while(|tick| tick <= max).collect()
             }
             Self::Log { min_decade, max_decade } => {

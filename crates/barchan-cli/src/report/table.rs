@@ -14,6 +14,9 @@ pub(crate) fn render(report: &Report) -> String {
         out.push_str(&workload_table(report, workload));
         out.push('\n');
     }
+    for (why, names) in summary::unavailable(report) {
+        line(&mut out, format_args!("Not available here: {}: {why}\n", names.join(", ")));
+    }
     out.push_str(&comparison(report));
     let disagreements = summary::disagreements(report);
     for (workload, configs) in disagreements {
@@ -48,7 +51,7 @@ fn workload_table(report: &Report, workload: &WorkloadInfo) -> String {
     line(
         &mut out,
         format_args!(
-            "  {:<32} {:>7} {:>15}  {:>21} {:>9} {:>7} {:>8}",
+            "  {:<32} {:>7} {:>17} {:>23} {:>9} {:>7} {:>8}",
             "", "seconds", "[min – max]", "pause ms p50/p99/max", "alloc ms", "colls", "heap MB"
         ),
     );
@@ -63,9 +66,7 @@ fn workload_table(report: &Report, workload: &WorkloadInfo) -> String {
                 }
             }
             Row::Failed { .. } => line(&mut out, format_args!("  {name:<32} FAILED")),
-            Row::Unavailable { why, .. } => {
-                line(&mut out, format_args!("  {name:<32} not available: {why}"));
-            }
+            Row::Unavailable { .. } => {} // named once, below all tables
         }
         notes.extend(row.failures().iter().map(|why| format!("! {name}, {why}")));
     }
@@ -84,7 +85,7 @@ fn numbers(cell: &Cell) -> String {
         maybe(cell.pause_max_ms.map(|s| s.median))
     );
     format!(
-        "{:>7} {:>15}  {pauses:>21} {:>9} {:>7.0} {:>8}{}",
+        "{:>7} {:>17} {pauses:>23} {:>9} {:>7.0} {:>8}{}",
         format!("{:.3}", time.median),
         format!("[{:.2} – {:.2}]", time.min, time.max),
         number(cell.alloc_longest_ms.median),
@@ -110,7 +111,7 @@ fn comparison(report: &Report) -> String {
     line(
         &mut out,
         format_args!(
-            "  {:<16} {:<14} {:<32} {:>14} {:>14} {:>14} {:>14}",
+            "  {:<16} {:<14} {:<32} {:>16} {:>16} {:>16} {:>16}",
             "workload", "mode", "better baseline", "time", "heap", "p99 pause", "max pause"
         ),
     );
@@ -139,7 +140,7 @@ fn verdict_line(verdict: &Verdict) -> String {
                 format!("{:.2} (≤{:.2}) {mark}", check.ratio(), check.allowed)
             },
         );
-        let _ = write!(text, " {cell:>14}");
+        let _ = write!(text, " {cell:>16}");
     }
     let _ = write!(text, "  {}", speed(verdict.time.ratio()));
     text

@@ -1,0 +1,301 @@
+//! The command from outside: exit codes, messages, files.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Once;
+
+use serde_json::Value;
+
+fn barchan(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_barchan"))
+        .args(args)
+        .env_remove("BARCHAN_ROOT")
+        .output()
+        .expect("the command starts")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn ok(args: &[&str]) -> Output {
+    let output = barchan(args);
+    assert!(output.status.success(), "{args:?}: {}\n{}", output.status, stderr(&output));
+    output
+}
+
+fn fixture() -> String {
+    format!("{}/tests/fixtures/report.json", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2_and_says_what_is_possible() {
+    let cases: &[(&[&str], &str)] = &[
+        (&[], "Usage"),
+        (&["frobnicate"], "unrecognized subcommand"),
+        (&["bench", "--workload", "nope"], "possible values: gcbench"),
+        (&["bench", "--config", "nope"], "barchan bench --list"),
+        (&["bench", "--rounds", "0"], "0 is not in 1..=1000"),
+        (&["bench", "--scale", "2"], "above 0 and up to 1"),
+        (&["bench", "--pause-ms", "x"], "invalid digit"),
+        (&["run"], "PROG"),
+        (&["run", "--tracker", "nope", "--", "true"], "possible values: pagemap-scan"),
+        (&["run", "--mode", "fast", "--", "true"], "possible values: full"),
+        (&["run", "--markers", "0", "--", "true"], "not in 1..=256"),
+        (&["build", "--only", "nope"], "possible values: stock"),
+        (&["report"], "FILE.json"),
+    ];
+    for (args, wanted) in cases {
+        let output = barchan(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(wanted), "{args:?}: {}", stderr(&output));
+        assert!(stdout(&output).is_empty(), "{args:?} writes to standard output");
+    }
+}
+
+#[test]
+fn help_teaches() {
+    let text = stdout(&ok(&["--help"]));
+    for wanted in ["barchan doctor", "barchan bench --quick", "Exit codes"] {
+        assert!(text.contains(wanted), "{text}");
+    }
+    assert!(stdout(&ok(&["run", "--help"])).contains("barchan run -- guile"));
+    assert!(stdout(&ok(&["bench", "--help"])).contains("pinned/generational/mprotect"));
+}
+
+#[test]
+fn failures_are_exit_code_1_and_say_what_to_do() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().to_string_lossy();
+    let output = barchan(&["--root", &path, "build"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = stderr(&output);
+    assert!(text.starts_with("error: ") && text.contains("is not a checkout"), "{text}");
+    assert!(text.contains("do this: give the checkout's path with --root"), "{text}");
+
+    let output = barchan(&["report", "/nonexistent.json"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("cannot read /nonexistent.json"), "{}", stderr(&output));
+
+    for (content, wanted) in
+        [("x", "expected value"), ("{}", "names no format"), ("{\"format\":99}", "format 99")]
+    {
+        let file = dir.path().join("bad.json");
+        std::fs::write(&file, content).expect("write");
+        let output = barchan(&["report", &file.to_string_lossy()]);
+        assert_eq!(output.status.code(), Some(1), "{content}");
+        assert!(stderr(&output).contains(wanted), "{content}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn doctor_speaks_json_and_tells_every_source() {
+    let report: Value = serde_json::from_str(&stdout(&ok(&["doctor", "--json"]))).expect("JSON");
+    let sources = report["sources"].as_array().expect("sources");
+    let names: Vec<_> = sources.iter().filter_map(|s| s["name"].as_str()).collect();
+    assert_eq!(names, ["pagemap-scan", "userfaultfd", "soft-dirty", "mprotect", "all-dirty"]);
+    for source in sources {
+        if source["available"] == true {
+            assert!(source["kernel_writes"].is_string(), "{source}");
+        } else {
+            assert!(source["why"].is_string() && source["kind"].is_string(), "{source}");
+        }
+    }
+    assert_eq!(sources[4]["available"], true, "all-dirty works everywhere");
+    assert!(report["best"].is_string());
+    assert!(report["machine"]["kernel"].is_string());
+
+    let text = stdout(&ok(&["doctor"]));
+    for name in names {
+        assert!(text.contains(name), "{text}");
+    }
+}
+
+#[test]
+fn report_draws_the_table_and_a_page_of_its_own() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let html = dir.path().join("report.html");
+    let output = ok(&["report", &fixture(), "--html", &html.to_string_lossy()]);
+    let table = stdout(&output);
+    for wanted in [
+        "debian/generational/mprotect",
+        "barchan/incremental",
+        "round 2: killed after 300 s",
+        "left incremental mode",
+        "CONFIG_MEM_SOFT_DIRTY",
+        "barchan against the better baseline",
+        "(≤0.50)",
+    ] {
+        assert!(table.contains(wanted), "no {wanted:?} in\n{table}");
+    }
+
+    let page = std::fs::read_to_string(&html).expect("page");
+    for needs_a_network in ["http:", "https:", "<script", "<link", "src="] {
+        assert!(!page.contains(needs_a_network), "the page holds {needs_a_network}");
+    }
+    assert_eq!(page.matches("<svg").count(), 2, "one figure a workload");
+    assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+    assert!(page.contains("Example CPU") && page.contains("0123456789ab"));
+    assert!(!page.contains("NaN") && !page.contains("inf"), "a number went wrong");
+}
+
+#[test]
+fn different_results_are_pointed_out() {
+    let text = std::fs::read_to_string(fixture()).expect("fixture");
+    let mut report: Value = serde_json::from_str(&text).expect("JSON");
+    let last = report["runs"].as_array_mut().and_then(|runs| runs.last_mut()).expect("runs");
+    last["sample"]["results"]["spoiled"] = 1.into();
+    let config = last["config"].as_str().expect("name").to_owned();
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let file = dir.path().join("wrong.json");
+    std::fs::write(&file, report.to_string()).expect("write");
+    let table = stdout(&ok(&["report", &file.to_string_lossy()]));
+    let line = table.lines().find(|line| line.starts_with("WRONG RESULTS")).expect("a warning");
+    assert!(line.contains(&config), "{line}");
+}
+
+/// Builds the pinned collector, once for all tests; later tests find it there.
+fn build_pinned() {
+    static BUILT: Once = Once::new();
+    BUILT.call_once(|| drop(ok(&["build", "--only", "stock"])));
+}
+
+/// A program that uses the collector and has an event callback of its own.
+fn gc_program(dir: &Path) -> PathBuf {
+    build_pinned();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let prefix = root.join("build/collector/stock/prefix");
+    let program = dir.join("program");
+    let status = Command::new("cc")
+        .args(["-O1", "-o"])
+        .arg(&program)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/program.c"))
+        .arg(format!("-I{}", prefix.join("include").display()))
+        .arg(format!("-L{}", prefix.join("lib").display()))
+        .arg("-lgc")
+        .status()
+        .expect("cc starts");
+    assert!(status.success());
+    program
+}
+
+/// Runs the program on the pinned collector: exit code, standard error, and the statistics.
+fn run_program(mode: &str, argument: &str) -> (Option<i32>, String, Value) {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let program = gc_program(dir.path());
+    let stats = dir.path().join("stats.json");
+    let output = barchan(&[
+        "run",
+        "--collector=pinned",
+        "--mode",
+        mode,
+        "--stats",
+        &stats.to_string_lossy(),
+        "--",
+        &program.to_string_lossy(),
+        argument,
+    ]);
+    let text = std::fs::read_to_string(&stats).expect("statistics are written");
+    (output.status.code(), stderr(&output), serde_json::from_str(&text).expect("JSON"))
+}
+
+#[test]
+fn run_sums_up_and_the_programs_own_callback_works() {
+    let (code, text, stats) = run_program("generational", "exit");
+    assert_eq!(code, Some(0), "the program checks its own callback: {text}");
+    let process = &stats["processes"][0];
+    assert_eq!(process["program"], "program");
+    assert!(process["collections"].as_u64() > Some(10), "{stats}");
+    assert!(process["pauses"].as_u64() > Some(10), "{stats}");
+    let (p50, max) = (process["pause_p50_ms"].as_f64(), process["pause_max_ms"].as_f64());
+    assert!(p50 > Some(0.0) && p50 <= max, "{stats}");
+    assert!(process["heap_peak_bytes"].as_u64() >= Some(65536), "{stats}");
+    assert_eq!(process["incremental"], true, "{stats}");
+    assert!(text.contains("collections") && text.contains("peak heap"), "{text}");
+}
+
+#[test]
+fn run_sums_up_whatever_way_the_program_ends() {
+    for (argument, code) in [("_exit", 7), ("segv", 128 + 11), ("kill", 128 + 9)] {
+        let (found, text, stats) = run_program("generational", argument);
+        assert_eq!(found, Some(code), "{argument}: {text}");
+        assert!(stats["processes"][0]["collections"].as_u64() > Some(10), "{argument}: {stats}");
+    }
+}
+
+#[test]
+fn a_forked_child_has_a_record_of_its_own() {
+    let (code, text, stats) = run_program("full", "fork");
+    assert_eq!(code, Some(0), "{text}");
+    let processes = stats["processes"].as_array().expect("processes");
+    assert_eq!(processes.len(), 2, "{stats}");
+    assert_ne!(processes[0]["pid"], processes[1]["pid"]);
+    // In full mode each collection stops the world once: the parent's, which the child's
+    // collector goes on counting, are not in the child's record.
+    for process in processes {
+        let of = |key: &str| process[key].as_i64().unwrap_or(-1);
+        assert!(of("pauses") > 10 && (of("collections") - of("pauses")).abs() <= 1, "{stats}");
+    }
+}
+
+#[test]
+fn run_of_a_program_without_a_collector_says_so() {
+    build_pinned();
+    let output = barchan(&["run", "--collector=pinned", "--", "/bin/true"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(stderr(&output).contains("/bin/true did not load libgc.so.1"), "{}", stderr(&output));
+
+    let output = barchan(&["run", "--collector=pinned", "--", "/bin/sh", "-c", "exit 5"]);
+    assert_eq!(output.status.code(), Some(5));
+
+    let output = barchan(&["run", "--collector=pinned", "--", "/nonexistent/program"]);
+    assert_eq!(output.status.code(), Some(127));
+    assert!(stderr(&output).contains("cannot start /nonexistent/program"));
+}
+
+#[test]
+fn a_tiny_benchmark_goes_all_the_way() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (json, html) = (dir.path().join("b.json"), dir.path().join("b.html"));
+    let output = ok(&[
+        "bench",
+        "--workload=list",
+        "--scale=0.02",
+        "--rounds=3",
+        "--config=pinned/full",
+        "--config=pinned/generational/mprotect",
+        "--json",
+        &json.to_string_lossy(),
+        "--html",
+        &html.to_string_lossy(),
+    ]);
+    let text = std::fs::read_to_string(&json).expect("measurements");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    let runs = report["runs"].as_array().expect("runs");
+    let order: Vec<_> = runs.iter().filter_map(|run| run["config"].as_str()).collect();
+    let (full, dirty) = ("pinned/full", "pinned/generational/mprotect");
+    assert_eq!(order, [full, dirty, dirty, full, full, dirty], "the order rotates");
+    assert!(runs.iter().all(|run| run["outcome"] == "measured"), "{text}");
+    assert!(runs.iter().all(|run| run["sample"]["total_s"].as_f64() > Some(0.0)), "{text}");
+    assert_eq!(report["configs"][1]["reported_source"], "mprotect");
+    // Without a terminal the progress is plain lines.
+    let progress = stderr(&output);
+    assert!(progress.contains("[6/6] round 3: list on") && !progress.contains('\r'), "{progress}");
+
+    let again = ok(&["report", &json.to_string_lossy()]);
+    assert_eq!(stdout(&again), stdout(&output), "the table is drawn again as it was");
+    assert!(html.is_file());
+}
+
+#[test]
+fn list_names_workloads_and_configurations() {
+    let text = stdout(&ok(&["bench", "--list"]));
+    for wanted in ["tree-clustered", "barchan/incremental", "debian/generational/soft-dirty"] {
+        assert!(text.contains(wanted), "{text}");
+    }
+}
