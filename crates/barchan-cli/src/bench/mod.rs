@@ -15,6 +15,8 @@ pub(crate) mod workload;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
@@ -30,6 +32,9 @@ use workload::Workload;
 
 /// Rounds of a full benchmark.
 const ROUNDS: u32 = 5;
+
+/// Exit code after ^C, as shells have it.
+const INTERRUPTED: u8 = 128 + 2;
 
 /// What is to be measured, and with which settings.
 struct Plan {
@@ -113,14 +118,26 @@ pub(crate) fn command(layout: &Layout, args: &BenchArgs) -> Result<ExitCode> {
             .tried(why.join("\n"))
             .remedy("barchan build"));
     }
-    let report = measure(layout, args, &plan, &checked);
+    let stop = stop_on_interrupt()?;
+    let report = measure(layout, args, &plan, &checked, &stop);
     publish(layout, args, &report)
+}
+
+/// A flag that ^C raises: what has been measured is then still reported. A second ^C ends
+/// the command at once.
+fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let signal = signal_hook::consts::SIGINT;
+    signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))
+        .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+        .map_err(|e| Error::new(ErrorKind::Io, format!("cannot handle SIGINT: {e}")))?;
+    Ok(stop)
 }
 
 /// Builds what the plan needs; `make` and cmake do nothing if it is there.
 fn build_needed(layout: &Layout, plan: &Plan) -> Result<()> {
     build::workloads(layout)?;
-    let mut flavours: Vec<Flavour> = Vec::new();
+    let mut flavours = vec![Flavour::STOCK]; // the workloads have just had it built
     for config in &plan.configs {
         let skip =
             config.dirty == config::DirtySource::SoftDirty && !crate::machine::has_soft_dirty();
@@ -128,7 +145,7 @@ fn build_needed(layout: &Layout, plan: &Plan) -> Result<()> {
             flavours.push(flavour);
         }
     }
-    for flavour in flavours {
+    for flavour in flavours.into_iter().skip(1) {
         build::collector(layout, flavour)?;
     }
     Ok(())
@@ -156,6 +173,7 @@ fn measure(
     args: &BenchArgs,
     plan: &Plan,
     checked: &[(Config, std::result::Result<Ready, String>)],
+    stop: &AtomicBool,
 ) -> Report {
     let ready: Vec<(Config, &Ready)> =
         checked.iter().filter_map(|(c, r)| Some((*c, r.as_ref().ok()?))).collect();
@@ -165,6 +183,7 @@ fn measure(
         command: plan.command(args),
         started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         duration_s: 0.0,
+        interrupted: false,
         rounds: plan.rounds,
         quick: plan.quick,
         pause_ms: plan.pause_ms,
@@ -183,6 +202,10 @@ fn measure(
         progress.begin(&format!("round {round}: {} on {config}", workload.name), &keys[i..]);
         let begin = Instant::now();
         let outcome = runner::run(&job(layout, plan, workload, config, ready));
+        if stop.load(Ordering::Relaxed) {
+            report.interrupted = true; // the program got the ^C too: its run counts for nothing
+            break;
+        }
         progress.end((w, c), begin.elapsed());
         if let Outcome::Failed { why } = &outcome {
             progress.say(&format!("FAILED {} on {config}, round {round}: {why}", workload.name));
@@ -282,6 +305,10 @@ fn publish(layout: &Layout, args: &BenchArgs, measured: &Report) -> Result<ExitC
     write_file(&html, &report::html::render(measured))?;
     eprintln!("report: {}", html.display());
 
+    if measured.interrupted {
+        eprintln!("interrupted: {} runs had been made", measured.runs.len());
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
     let failed =
         measured.runs.iter().filter(|run| matches!(run.outcome, Outcome::Failed { .. })).count();
     let disagreements = summary::disagreements(measured);

@@ -31,6 +31,9 @@ pub(crate) struct Report {
     pub(crate) duration_s: f64,
     /// Rounds that were asked for.
     pub(crate) rounds: u32,
+    /// Whether it was stopped before all rounds were made.
+    #[serde(default)]
+    pub(crate) interrupted: bool,
     /// Whether sizes were those of `--quick`.
     pub(crate) quick: bool,
     /// Time limit of a pause in incremental mode.

@@ -58,12 +58,13 @@ fn header(page: &mut String, report: &Report) {
         page,
         format_args!(
             "<h1>Garbage collectors side by side</h1>\n<p class=\"soft\">{}, {} cores, Linux {}. \
-             {} rounds, interleaved{}. {}.</p>\n<pre><code>{}</code></pre>\n",
+             {} rounds, interleaved{}{}. {}.</p>\n<pre><code>{}</code></pre>\n",
             escape(machine.cpu.as_deref().unwrap_or("unknown CPU")),
             machine.cores,
             escape(machine.kernel.as_deref().unwrap_or("of unknown release")),
             report.rounds,
             if report.quick { ", at quick sizes" } else { "" },
+            if report.interrupted { ", interrupted before the end" } else { "" },
             escape(&report.started),
             escape(&report.command)
         ),

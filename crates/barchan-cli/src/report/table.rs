@@ -28,7 +28,8 @@ pub(crate) fn render(report: &Report) -> String {
     line(
         &mut out,
         format_args!(
-            "\n{} on {} ({} cores, Linux {}), {} rounds, {}",
+            "\n{}{} on {} ({} cores, Linux {}), {} rounds, {}",
+            if report.interrupted { "INTERRUPTED: " } else { "" },
             report.command,
             report.machine.cpu.as_deref().unwrap_or("unknown CPU"),
             report.machine.cores,
