@@ -6,12 +6,15 @@
 //! [`WriteTracker`]: reports may name too many pages, never too few.
 #![cfg_attr(not(feature = "std"), no_std)]
 
+extern crate alloc;
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("barchan tracks writes by the means of Linux");
 
 pub mod bitmap;
 mod error;
 mod page_range;
+pub mod policy;
 mod source;
 mod stats;
 mod write_tracker;
@@ -29,6 +32,7 @@ mod tracker;
 
 pub use error::{Errno, ErrorKind, OpenError, RegionError, Unavailable};
 pub use page_range::{PAGE_SIZE, PageRange, RangeError};
+pub use policy::{HotPagePolicy, HotPages};
 pub use source::{KernelWrites, Source, UnknownSource};
 pub use stats::Stats;
 pub use write_tracker::WriteTracker;

@@ -11,7 +11,7 @@ use crate::sources::{self, Opened};
 use crate::tracker::prepare;
 use crate::{
     Errno, ErrorKind, KernelWrites, OpenError, PAGE_SIZE, PageRange, Source, Unavailable,
-    WriteTracker, bitmap,
+    WriteTracker,
 };
 
 /// Tries `source` in this process.
@@ -77,19 +77,22 @@ pub(crate) fn check(opened: &Arc<dyn Opened>) -> Result<(), Unavailable> {
     let useless = "the kernel takes the calls and does not do what they are for; use another \
                    tracker";
 
-    if bitmap::count(&[collect(&*region)?], PAGES) != PAGES {
+    let every = (1 << PAGES) - 1;
+    (0..PAGES).for_each(|page| scratch.store(page));
+    if collect(&*region)? != every {
         return Err(wrong("checking that new pages are dirty", useless));
     }
+    if collect(&*region)? == every {
+        return Err(wrong("checking that collected pages are clean", useless));
+    }
+    region.disarm(scratch.0).map_err(|why| failed("disarming", errno_of(&why)))?;
     region.arm(scratch.0).map_err(|why| failed("arming", errno_of(&why)))?;
-    if collect(&*region)? == (1 << PAGES) - 1 {
+    if collect(&*region)? == every {
         return Err(wrong("checking that armed pages are clean", useless));
     }
     scratch.store(3);
     if collect(&*region)? & 1 << 3 == 0 {
         return Err(wrong("checking that a written page is dirty", useless));
-    }
-    if collect(&*region)? & 1 << 3 != 0 {
-        return Err(wrong("checking that a collected page is clean", useless));
     }
     match (opened.kernel_writes(), kernel_write(scratch.0.slice(5, 1))) {
         (KernelWrites::Tracked, Ok(())) if collect(&*region)? & 1 << 5 == 0 => {

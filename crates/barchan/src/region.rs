@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use crate::tracker::Shared;
-use crate::write_tracker::check_inside;
-use crate::{PageRange, RegionError, Source, WriteTracker, bitmap};
+use crate::write_tracker::{check_bitmap, check_inside};
+use crate::{HotPages, PageRange, RegionError, Source, WriteTracker, bitmap};
+
+/// Pages collected at a time when hot pages are spared (4 KiB of stack for their bits).
+const CHUNK: usize = 16384;
 
 /// A tracked range; dropping it ends the tracking and leaves every page writable.
 ///
@@ -93,6 +96,45 @@ impl Region {
     ) -> Result<usize, RegionError> {
         // SAFETY: the caller's promise is the same.
         unsafe { self.inner.collect_and_reset_stopped(range, bits) }
+    }
+
+    /// As [`Self::collect_and_reset`] over what `hot` covers, sparing the pages that `hot` found to
+    /// be dirty time after time: those are left unarmed and reported dirty without asking.
+    ///
+    /// `hot` is of one region and has to see each of its collections to learn from them.
+    ///
+    /// # Errors
+    /// As [`Self::collect_and_reset`]. Then every page of the range is dirty as far as is known,
+    /// and `hot` has learnt nothing.
+    pub fn collect_and_reset_with(
+        &self,
+        hot: &mut HotPages,
+        bits: &mut [u64],
+    ) -> Result<usize, RegionError> {
+        let range = hot.range();
+        check_bitmap(self.range(), range, bits)?;
+        let mut dirty = 0;
+        hot.begin();
+        for first_chunk in (0..range.pages()).step_by(CHUNK) {
+            // By chunks on the stack: `bits` may hold pages from before, which `hot` must not
+            // take for news.
+            let chunk = range.slice(first_chunk, CHUNK.min(range.pages() - first_chunk));
+            let mut news = [0u64; CHUNK / 64];
+            let (spared, words) = (hot.spared(), bitmap::words_for(chunk.pages()));
+            let spared = &spared[first_chunk / 64..][..words];
+            news[..words].copy_from_slice(spared);
+            for (first, count) in bitmap::runs_of(spared, chunk.pages(), false) {
+                let mut part = [0u64; CHUNK / 64];
+                self.inner.collect_and_reset(chunk.slice(first, count), &mut part)?;
+                bitmap::or_into(&mut news, first, &part, count);
+            }
+            dirty += bitmap::or_into(bits, first_chunk, &news, chunk.pages());
+            hot.learn(first_chunk, &news[..words]);
+        }
+        for (first, count) in bitmap::runs(hot.newly_spared(), range.pages()) {
+            self.inner.disarm(range.slice(first, count))?;
+        }
+        Ok(dirty)
     }
 
     /// As [`Self::collect_and_reset`], with the dirty pages as maximal ranges in `out`.

@@ -36,6 +36,14 @@ impl Source {
     pub const ALL: [Self; 5] =
         [Self::PagemapScan, Self::Userfaultfd, Self::SoftDirty, Self::Mprotect, Self::AllDirty];
 
+    /// Whether the source notices by itself that the kernel dropped the contents of pages
+    /// (`MADV_DONTNEED`, `mmap` or `mremap` over them). If not, call `Region::remapped` for the
+    /// pages *before* anything is written to them again; a missing call loses writes.
+    #[must_use]
+    pub const fn sees_discards(self) -> bool {
+        !matches!(self, Self::Mprotect)
+    }
+
     /// The name used on command lines and in `BARCHAN_TRACKER`.
     #[must_use]
     pub const fn name(self) -> &'static str {

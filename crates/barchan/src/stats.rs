@@ -43,17 +43,8 @@ mod counters {
     }
 
     impl Counters {
-        pub(crate) const fn new() -> Self {
-            const ZERO: AtomicU64 = AtomicU64::new(0);
-            Self {
-                faults: ZERO,
-                pages_armed: ZERO,
-                pages_disarmed: ZERO,
-                pages_reported: ZERO,
-                scans: ZERO,
-                scan_ns: ZERO,
-                degraded: ZERO,
-            }
+        pub(crate) fn new() -> Self {
+            Self::default()
         }
 
         pub(crate) fn snapshot(&self, sees_faults: bool) -> Stats {

@@ -1,8 +1,9 @@
 //! Opening a tracker: which source, chosen how, and the handle that regions are made from.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::os::epoch;
+use crate::os::lock::ForkMutex;
 use crate::sources::{self, Opened};
 use crate::{
     KernelWrites, OpenError, PAGE_SIZE, PageRange, Region, RegionError, Source, Stats, probe,
@@ -22,7 +23,7 @@ pub struct Tracker {
 pub(crate) struct Shared {
     pub(crate) opened: Arc<dyn Opened>,
     /// The bounds of all regions, to refuse overlaps. Not taken by arm, disarm, collect or peek.
-    pub(crate) bounds: Mutex<Vec<PageRange>>,
+    bounds: ForkMutex<Vec<PageRange>>,
 }
 
 /// How to choose the source of a [`Tracker`].
@@ -67,7 +68,7 @@ impl Builder {
                 .find_map(|source| open_probed(source).ok())
                 .ok_or(OpenError::UnknownName)?,
         };
-        Ok(Tracker { shared: Arc::new(Shared { opened, bounds: Mutex::new(Vec::new()) }) })
+        Ok(Tracker { shared: Arc::new(Shared { opened, bounds: ForkMutex::new(Vec::new()) }) })
     }
 }
 
@@ -134,7 +135,7 @@ impl Tracker {
     /// How many regions are tracked.
     #[must_use]
     pub fn regions(&self) -> usize {
-        self.shared.bounds().len()
+        self.shared.bounds.with(|bounds| bounds.len())
     }
 
     /// Begins to track `range`; nothing in it is armed yet, so every page is dirty.
@@ -162,11 +163,6 @@ impl Tracker {
 }
 
 impl Shared {
-    fn bounds(&self) -> std::sync::MutexGuard<'_, Vec<PageRange>> {
-        // A panic cannot leave the list half changed.
-        self.bounds.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Enters `range` (in place of `old`), unless it is empty or taken.
     pub(crate) fn claim(
         &self,
@@ -176,20 +172,21 @@ impl Shared {
         if range.is_empty() {
             return Err(RegionError::Empty);
         }
-        let mut bounds = self.bounds();
-        let other = bounds.iter().find(|b| Some(**b) != old && b.overlaps(&range));
-        if let Some(&other) = other {
-            return Err(RegionError::Overlap { asked: range, other });
-        }
-        match old.and_then(|old| bounds.iter_mut().find(|b| **b == old)) {
-            Some(entry) => *entry = range,
-            None => bounds.push(range),
-        }
-        Ok(())
+        self.bounds.with(|bounds| {
+            let other = bounds.iter().find(|b| Some(**b) != old && b.overlaps(&range));
+            if let Some(&other) = other {
+                return Err(RegionError::Overlap { asked: range, other });
+            }
+            match old.and_then(|old| bounds.iter_mut().find(|b| **b == old)) {
+                Some(entry) => *entry = range,
+                None => bounds.push(range),
+            }
+            Ok(())
+        })
     }
 
     /// Forgets `range`.
     pub(crate) fn release(&self, range: PageRange) {
-        self.bounds().retain(|b| *b != range);
+        self.bounds.with(|bounds| bounds.retain(|b| *b != range));
     }
 }

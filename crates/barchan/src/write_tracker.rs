@@ -1,5 +1,6 @@
 //! The one trait that every dirty-bit source implements, and the semantics that all of them keep.
 
+#[cfg(feature = "std")]
 use crate::bitmap;
 use crate::{PageRange, RegionError, Source};
 
@@ -12,11 +13,16 @@ use crate::{PageRange, RegionError, Source};
 /// clean (over-reporting); they never say clean of a page that is dirty (under-reporting).
 ///
 /// A *write* is anything that may change the bytes that a load sees: a store by any thread, a
-/// store by the kernel for a system call (`read`, `recv`, `getrandom`, `process_vm_writev`, a write
-/// to `/proc/self/mem`), and the kernel's dropping of the contents (`MADV_DONTNEED`, `MADV_FREE`
-/// once it takes effect). Swapping a page out and in is not a write, but may be reported as one.
-/// Devices and `io_uring` buffers that were pinned *before* a page was armed write to it unseen by
-/// any source but all-dirty: unpin them first, or disarm their pages.
+/// store by the kernel for a system call (`read`, `recv`, `getrandom`, `process_vm_writev`; see
+/// [`KernelWrites`](crate::KernelWrites) for sources that make such a call fail instead), and the
+/// kernel's dropping of the contents (`MADV_DONTNEED`, `MADV_FREE` once it takes effect; see
+/// [`Source::sees_discards`] for the one source that must be told by [`Self::remapped`]).
+/// Swapping a page out and in is not a write, but may be reported as one.
+///
+/// Two kinds of writes no source but all-dirty can see: those of devices, and of the kernel to
+/// `io_uring` or `O_DIRECT` buffers, through pages pinned *before* they were armed (unpin first,
+/// or disarm those pages); and under mprotect those of a debugger, or of a program that writes to
+/// its own `/proc/self/mem`, which the kernel lets pass the protection.
 ///
 /// # What before, after and concurrent mean
 ///
@@ -94,7 +100,7 @@ pub trait WriteTracker: Send + Sync {
     ///
     /// # Safety
     /// No thread, system call or other process writes to *any* region of the tracker during the
-    /// call. (A write that breaks this may never be reported, and whoever trusts the report may
+    /// call; nor does `bits` lie in one. (A write that breaks this may never be reported, and whoever trusts the report may
     /// then use memory that it believes unreachable.)
     ///
     /// # Errors
@@ -126,6 +132,7 @@ pub trait WriteTracker: Send + Sync {
 }
 
 /// Refuses a `range` that is not within `bounds`.
+#[cfg(feature = "std")]
 pub(crate) fn check_inside(bounds: PageRange, range: PageRange) -> Result<(), RegionError> {
     if bounds.contains(&range) {
         Ok(())
@@ -135,6 +142,7 @@ pub(crate) fn check_inside(bounds: PageRange, range: PageRange) -> Result<(), Re
 }
 
 /// Refuses a `range` that is not within `bounds`, or a bitmap that does not hold it.
+#[cfg(feature = "std")]
 pub(crate) fn check_bitmap(
     bounds: PageRange,
     range: PageRange,

@@ -8,6 +8,7 @@
 //! While the lock is held the thread must not touch tracked memory: SIGSEGV is blocked too, and
 //! the kernel kills a thread that faults so.
 
+use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{epoch, syscall};
@@ -63,6 +64,32 @@ impl EpochLock {
                 core::hint::spin_loop();
             }
         }
+    }
+}
+
+/// Data behind an [`EpochLock`] for the paths that may allocate: signals are *not* blocked, so the
+/// holder can be stopped. Never taken by arm, disarm, peek or collect.
+///
+/// Why not a std mutex: a child forked while it was held could never take it.
+pub(crate) struct ForkMutex<T> {
+    lock: EpochLock,
+    data: UnsafeCell<T>,
+}
+
+// SAFETY: the data is reached only by `with`, one thread at a time.
+unsafe impl<T: Send> Sync for ForkMutex<T> {}
+
+impl<T> ForkMutex<T> {
+    pub(crate) const fn new(data: T) -> Self {
+        Self { lock: EpochLock::new(), data: UnsafeCell::new(data) }
+    }
+
+    /// Runs `f` on the data. `f` must not call `with` on the same mutex.
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        let _held = Held { lock: &self.lock, restore: None, inherited: self.lock.acquire() };
+        // SAFETY: 1. the lock is held, so no other thread is here. 2. This thread is not here
+        // twice, by the rule above.
+        f(unsafe { &mut *self.data.get() })
     }
 }
 

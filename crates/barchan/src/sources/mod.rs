@@ -11,6 +11,7 @@ use crate::{KernelWrites, PageRange, RegionError, Source, Stats, Unavailable, Wr
 pub(crate) mod all_dirty;
 pub(crate) mod mprotect;
 pub(crate) mod pagemap_scan;
+pub(crate) mod soft_dirty;
 pub(crate) mod userfaultfd;
 
 /// A source that works here.
@@ -41,14 +42,6 @@ pub(crate) fn open(source: Source) -> Result<Arc<dyn Opened>, Unavailable> {
         Source::Mprotect => Arc::new(mprotect::Mprotect::open()?),
         Source::AllDirty => Arc::new(all_dirty::AllDirty::default()),
         Source::Userfaultfd => Arc::new(userfaultfd::Userfaultfd::open()?),
-        Source::SoftDirty => {
-            return Err(Unavailable {
-                source,
-                kind: crate::ErrorKind::Unsupported,
-                step: "looking for it in this build",
-                errno: None,
-                remedy: "use pagemap-scan or mprotect",
-            });
-        }
+        Source::SoftDirty => Arc::new(soft_dirty::SoftDirty::open()?),
     })
 }

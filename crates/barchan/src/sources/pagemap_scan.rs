@@ -113,10 +113,7 @@ impl Descriptors {
 impl PagemapScan {
     pub(crate) fn open() -> Result<Self, Unavailable> {
         let fds = Descriptors::open()?;
-        let dirty = choose_query(fds).map_err(|why| {
-            fds.close();
-            why
-        })?;
+        let dirty = choose_query(fds).inspect_err(|_| fds.close())?;
         Ok(Self {
             epoch: AtomicU64::new(epoch::current()),
             pagemap: AtomicI32::new(fds.pagemap),

@@ -61,7 +61,10 @@ impl Opened for Mprotect {
         range: PageRange,
     ) -> Result<Box<dyn WriteTracker>, RegionError> {
         let state = Arc::new(new_state(range, self.counters)?);
-        registry::publish(None, Some(Arc::clone(&state)));
+        registry::write(|writer| {
+            let prepared = writer.prepare(None, Some(&state));
+            writer.publish(prepared);
+        });
         Ok(Box::new(MprotectRegion { state, counters: self.counters }))
     }
 }
@@ -166,12 +169,11 @@ impl WriteTracker for MprotectRegion {
 
     unsafe fn resize(&mut self, bounds: PageRange) -> Result<(), RegionError> {
         let next = Arc::new(new_state(bounds, self.counters)?);
-        self.state
-            .retire(Some(&next), || {
-                registry::publish(Some(&self.state), Some(Arc::clone(&next)));
-            })
-            .map_err(|errno| refused(bounds, errno))?;
-        registry::reclaim();
+        registry::write(|writer| {
+            let prepared = writer.prepare(Some(&self.state), Some(&next));
+            self.state.retire(Some(&next), || writer.publish(prepared))
+        })
+        .map_err(|errno| refused(bounds, errno))?;
         self.state = next;
         Ok(())
     }
@@ -179,9 +181,10 @@ impl WriteTracker for MprotectRegion {
 
 impl Drop for MprotectRegion {
     fn drop(&mut self) {
-        // If the protection cannot be lifted the state stays registered, leaked but working.
-        if self.state.retire(None, || registry::publish(Some(&self.state), None)).is_ok() {
-            registry::reclaim();
-        }
+        registry::write(|writer| {
+            let prepared = writer.prepare(Some(&self.state), None);
+            // If the protection cannot be lifted the state stays registered, leaked but working.
+            let _ = self.state.retire(None, || writer.publish(prepared));
+        });
     }
 }

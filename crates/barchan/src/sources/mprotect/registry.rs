@@ -6,12 +6,11 @@
 //! the other to drain. The wait is bounded: a counter that does not drain (in a forked child, the
 //! handlers of the parent's other threads never finish) costs memory, never a hang.
 
-use core::cell::UnsafeCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use super::state::State;
-use crate::os::lock::{EpochLock, Held};
+use crate::os::lock::ForkMutex;
 use crate::os::{epoch, syscall};
 
 /// The regions of all mprotect trackers of the process, sorted by address.
@@ -25,8 +24,6 @@ static READERS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
 static GENERATION: AtomicUsize = AtomicUsize::new(0);
 /// The epoch in which the counters are right; 0 before the first writer.
 static COUNTED_IN: AtomicU64 = AtomicU64::new(0);
-/// Guards every change.
-static WRITING: EpochLock = EpochLock::new();
 
 /// How often a writer yields to readers before it leaves its garbage to the next.
 const PATIENCE: usize = 10_000;
@@ -57,38 +54,68 @@ pub(super) fn with<R>(address: usize, f: impl FnOnce(&State) -> R) -> Option<R> 
     result
 }
 
-/// Adds `new` and removes `old`, in one step. What is replaced is kept until [`reclaim`].
-pub(super) fn publish(old: Option<&Arc<State>>, new: Option<Arc<State>>) {
-    let held = WRITING.lock();
-    let before = CURRENT.load(SeqCst);
-    // SAFETY: null, or a leaked box that only a writer frees, and we are the writer.
-    let mut regions = unsafe { before.as_ref() }.map_or_else(Vec::new, |s| s.regions.clone());
-    if let Some(old) = old {
-        regions.retain(|r| !Arc::ptr_eq(r, old));
-    }
-    if let Some(new) = new {
-        let at = regions.partition_point(|r| r.range().start() < new.range().start());
-        regions.insert(at, new);
-    }
-    CURRENT.store(Box::into_raw(Box::new(Snapshot { regions })), SeqCst);
-    if !before.is_null() {
-        GARBAGE.with(&held, |garbage| garbage.push(before));
-    }
+/// The right to change the registry; one holder at a time.
+pub(super) struct Writer<'a> {
+    garbage: &'a mut Vec<*mut Snapshot>,
 }
 
-/// Frees what was replaced, if the handlers that may look at it leave soon; else a later call
-/// does. Not with a region's lock held: a handler may be waiting for it.
-pub(super) fn reclaim() {
-    let held = WRITING.lock();
-    GARBAGE.with(&held, |garbage| {
-        if !garbage.is_empty() && drained() {
-            for old in garbage.drain(..) {
-                // SAFETY: 1. it came from Box::into_raw in `publish`. 2. It is unpublished, and
-                // every handler that may have loaded it has left.
-                drop(unsafe { Box::from_raw(old) });
-            }
-        }
+/// What replaced arrays wait in until no handler can be looking at them.
+struct Garbage(Vec<*mut Snapshot>);
+
+// SAFETY: the pointers are to boxes that nobody but the holder of WRITING frees.
+unsafe impl Send for Garbage {}
+
+static WRITING: ForkMutex<Garbage> = ForkMutex::new(Garbage(Vec::new()));
+
+/// An array made ready, so that publishing it needs no memory.
+pub(super) struct Prepared(Box<Snapshot>);
+
+/// Runs `f` as the only writer, and then frees what nobody can see any more.
+///
+/// A region's lock may be taken within `f`, and not the other way round. Signals are not blocked:
+/// memory is allocated here, and a thread that waits for the heap must be stoppable.
+pub(super) fn write<R>(f: impl FnOnce(&mut Writer<'_>) -> R) -> R {
+    let (result, old) = WRITING.with(|garbage| {
+        let result = f(&mut Writer { garbage: &mut garbage.0 });
+        let free = !garbage.0.is_empty() && drained();
+        (result, if free { core::mem::take(&mut garbage.0) } else { Vec::new() })
     });
+    for old in old {
+        // SAFETY: 1. it came from Box::into_raw in `publish`. 2. It is unpublished, and every
+        // handler that may have loaded it has left.
+        drop(unsafe { Box::from_raw(old) });
+    }
+    result
+}
+
+impl Writer<'_> {
+    /// The array that is wanted, with `new` added and `old` removed.
+    pub(super) fn prepare(
+        &mut self,
+        old: Option<&Arc<State>>,
+        new: Option<&Arc<State>>,
+    ) -> Prepared {
+        // SAFETY: null, or a leaked box that only a writer unpublishes, and we are the writer.
+        let now = unsafe { CURRENT.load(SeqCst).as_ref() };
+        let mut regions: Vec<_> = now
+            .iter()
+            .flat_map(|snapshot| &snapshot.regions)
+            .filter(|r| !old.is_some_and(|old| Arc::ptr_eq(r, old)))
+            .chain(new)
+            .cloned()
+            .collect();
+        regions.sort_by_key(|r| r.range().start());
+        self.garbage.reserve(1);
+        Prepared(Box::new(Snapshot { regions }))
+    }
+
+    /// Shows `prepared` to handlers; allocates nothing.
+    pub(super) fn publish(&mut self, prepared: Prepared) {
+        let before = CURRENT.swap(Box::into_raw(prepared.0), SeqCst);
+        if !before.is_null() {
+            self.garbage.push(before);
+        }
+    }
 }
 
 /// Whether every handler that entered before the call has left.
@@ -109,20 +136,4 @@ fn drained() -> bool {
         syscall::sched_yield();
     }
     false
-}
-
-/// Arrays that were replaced and not yet freed.
-struct Garbage(UnsafeCell<Vec<*mut Snapshot>>);
-
-// SAFETY: `with` asks for the lock, so only one thread at a time looks.
-unsafe impl Sync for Garbage {}
-
-static GARBAGE: Garbage = Garbage(UnsafeCell::new(Vec::new()));
-
-impl Garbage {
-    fn with(&self, _held: &Held<'_>, f: impl FnOnce(&mut Vec<*mut Snapshot>)) {
-        // SAFETY: 1. both callers pass the guard of WRITING, so they exclude each other. 2. `f`
-        // does not come back here.
-        f(unsafe { &mut *self.0.get() });
-    }
 }

@@ -104,13 +104,13 @@ impl State {
     /// Copies the bits of `count` pages from `first` on into `out`; at most [`CHUNK`].
     pub(super) fn copy_bits(&self, first: usize, count: usize, out: &mut ChunkBits) {
         let (shift, base) = (first % 64, first / 64);
-        for i in 0..bitmap::words_for(count) {
+        for (i, out) in out.iter_mut().enumerate().take(bitmap::words_for(count)) {
             let low = self.word(base + i).load(Ordering::Relaxed) >> shift;
             let high = match self.bits.as_slice().get(base + i + 1) {
                 Some(next) if shift != 0 => next.load(Ordering::Relaxed) << (64 - shift),
                 _ => 0,
             };
-            out[i] = low | high;
+            *out = low | high;
         }
     }
 

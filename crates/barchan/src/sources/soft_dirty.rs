@@ -1,0 +1,436 @@
+//! Soft-dirty bits (`CONFIG_MEM_SOFT_DIRTY`): bit 55 of a pagemap entry, set by the kernel at the
+//! first write after somebody wrote 4 to `/proc/self/clear_refs`.
+//!
+//! Two things make it the odd one out. The reset clears the bits of the *whole process*, so before
+//! each reset the bits of all tracked regions (of every tracker: the table below is one for the
+//! process) are harvested into words of our own. And reading and clearing are two steps, so a write
+//! between them would be lost: only a caller who vouches that nobody writes may reset
+//! (`collect_and_reset_stopped`); for others a collection reports and resets nothing, and arming
+//! makes only those pages clean whose kernel bit is clear already.
+//!
+//! A page is dirty if its harvested bit is set, or its kernel bit is set (for a new mapping the
+//! kernel sets it for every page), or it is not in memory: the kernel has lost the bits of merged
+//! mappings, of dropped and of swapped pages before, so absent pages are never taken as clean.
+//!
+//! Files are opened for each operation, so a fork, or a program that closes all descriptors, cannot
+//! make us read another process. Whoever else clears soft-dirty bits in this process (CRIU, another
+//! collector) makes this source unsound; the kernel offers no way to notice.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Opened;
+use crate::bitmap;
+use crate::error::kind_of;
+use crate::os::lock::{EpochLock, ForkMutex};
+use crate::os::mapping::Words;
+use crate::os::pagemap::{self, entry};
+use crate::os::{epoch, syscall};
+use crate::stats::{Counters, ScanTimer};
+use crate::write_tracker::{check_bitmap, check_inside};
+use crate::{
+    Errno, ErrorKind, KernelWrites, PageRange, RegionError, Source, Stats, Unavailable,
+    WriteTracker,
+};
+
+/// Pages handled at a time (4 KiB of stack).
+const CHUNK: usize = 512;
+type Chunk = [u64; CHUNK / 64];
+
+/// All regions of the process. Changing it takes both locks, the outer one first; reading takes
+/// the inner one, which blocks signals and is held over each operation.
+static CHANGING: ForkMutex<()> = ForkMutex::new(());
+static TABLE: Table =
+    Table { lock: EpochLock::new(), regions: core::cell::UnsafeCell::new(Vec::new()) };
+
+struct Table {
+    lock: EpochLock,
+    regions: core::cell::UnsafeCell<Vec<Arc<State>>>,
+}
+
+// SAFETY: `regions` is touched by `with` only, under the lock.
+unsafe impl Sync for Table {}
+
+impl Table {
+    /// Runs `f` on the regions; with all signals blocked, so it must not allocate or free.
+    fn with<R>(&self, f: impl FnOnce(&mut Vec<Arc<State>>) -> R) -> R {
+        let _held = self.lock.lock();
+        // SAFETY: 1. the lock is held. 2. `f` does not come back here.
+        f(unsafe { &mut *self.regions.get() })
+    }
+
+    /// Exchanges `old` for `new`; `exchange` runs in the same step.
+    fn replace(&self, old: Option<&Arc<State>>, new: Option<&Arc<State>>, exchange: impl FnOnce()) {
+        CHANGING.with(|()| {
+            let mut spare = Vec::with_capacity(self.with(|regions| regions.len()) + 1);
+            self.with(|regions| {
+                // Dropping `old` here frees nothing: the caller holds another reference.
+                regions.retain(|region| !old.is_some_and(|old| Arc::ptr_eq(region, old)));
+                spare.append(regions);
+                spare.extend(new.cloned());
+                core::mem::swap(regions, &mut spare);
+                exchange();
+            });
+        });
+    }
+}
+
+/// One region: what was harvested of it.
+struct State {
+    range: PageRange,
+    /// Bit i: page i is dirty whatever the kernel says. Touched under the table's lock.
+    bits: Words,
+    /// The epoch in which `bits` hold; in any other, all is dirty.
+    epoch: AtomicU64,
+}
+
+impl State {
+    fn new(range: PageRange) -> Result<Self, RegionError> {
+        let bits =
+            Words::new(bitmap::words_for(range.pages())).map_err(|errno| RegionError::System {
+                step: "mapping memory for the dirty bits",
+                range,
+                errno,
+                remedy: "one bit a page is needed",
+            })?;
+        let state = Self { range, bits, epoch: AtomicU64::new(epoch::current()) };
+        state.put(0, range.pages(), true);
+        Ok(state)
+    }
+
+    /// In a forked child, starts over with all dirty.
+    fn adopt(&self) {
+        let now = epoch::current();
+        if self.epoch.load(Ordering::Relaxed) != now {
+            self.put(0, self.range.pages(), true);
+            self.epoch.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets or clears the harvested bits of a run.
+    fn put(&self, first: usize, count: usize, set: bool) {
+        let mut page = first;
+        while page < first + count {
+            let n = (64 - page % 64).min(first + count - page);
+            let mask = (u64::MAX >> (64 - n)) << (page % 64);
+            let word = &self.bits.as_slice()[page / 64];
+            let old = word.load(Ordering::Relaxed);
+            word.store(if set { old | mask } else { old & !mask }, Ordering::Relaxed);
+            page += n;
+        }
+    }
+
+    fn is_set(&self, page: usize) -> bool {
+        self.bits.as_slice()[page / 64].load(Ordering::Relaxed) >> (page % 64) & 1 == 1
+    }
+}
+
+/// What the kernel says of the first pages of a range.
+struct Seen {
+    pages: usize,
+    /// Pages that are not known to be clean.
+    dirty: Chunk,
+    /// Some page has its soft-dirty bit set and is in memory, so that clearing would change it.
+    clearable: bool,
+}
+
+/// Reads the state of at most [`CHUNK`] pages of `range`.
+fn look(pagemap: i32, range: PageRange) -> Result<Seen, Errno> {
+    let mut entries = [0u64; CHUNK];
+    let pages = pagemap::read(pagemap, range, &mut entries)?;
+    let mut seen = Seen { pages, dirty: [0; CHUNK / 64], clearable: false };
+    for (page, &entry) in entries[..pages].iter().enumerate() {
+        let present = entry & entry::PRESENT != 0 && entry & entry::SWAPPED == 0;
+        let soft = entry & entry::SOFT_DIRTY != 0;
+        seen.clearable |= present && soft;
+        seen.dirty[page / 64] |= u64::from(soft || !present) << (page % 64);
+    }
+    Ok(seen)
+}
+
+/// A descriptor that is closed when dropped.
+struct File(i32);
+
+impl Drop for File {
+    fn drop(&mut self) {
+        // SAFETY: opened by whoever made this, and owned by nobody else.
+        unsafe { syscall::close(self.0) };
+    }
+}
+
+fn clear_refs() -> Result<(), Errno> {
+    let file = File(syscall::open(c"/proc/self/clear_refs", libc::O_WRONLY)?);
+    syscall::write(file.0, b"4").map(drop)
+}
+
+/// Calls `f` with what is seen of each chunk of `range` and the index of its first page.
+fn look_over(pagemap: i32, range: PageRange, mut f: impl FnMut(usize, &Seen)) -> Result<(), Errno> {
+    let mut at = 0;
+    while at < range.pages() {
+        let seen = look(pagemap, range.slice(at, range.pages() - at))?;
+        f(at, &seen);
+        at += seen.pages;
+    }
+    Ok(())
+}
+
+/// The opened source: only counters, for the state is the process'.
+pub(crate) struct SoftDirty {
+    counters: Counters,
+}
+
+impl SoftDirty {
+    /// Checks the files; that the bits also work is for the probe to see (without
+    /// `CONFIG_MEM_SOFT_DIRTY` the files are there all the same).
+    pub(crate) fn open() -> Result<Self, Unavailable> {
+        let refused = |step, errno, remedy| Unavailable {
+            source: Source::SoftDirty,
+            kind: kind_of(errno),
+            step,
+            errno: Some(errno),
+            remedy,
+        };
+        let _pagemap = pagemap::open()
+            .map(File)
+            .map_err(|e| refused("opening /proc/self/pagemap", e, pagemap::open_remedy(e)))?;
+        let _clear = syscall::open(c"/proc/self/clear_refs", libc::O_WRONLY)
+            .map(File)
+            .map_err(|e| refused("opening /proc/self/clear_refs", e, pagemap::open_remedy(e)))?;
+        check_bits()?;
+        Ok(Self { counters: Counters::new() })
+    }
+}
+
+/// Sees whether the bit goes away when cleared and comes back when written. Harvests nothing:
+/// clearing is done through a region, as everywhere.
+fn check_bits() -> Result<(), Unavailable> {
+    let unavailable = |kind, step, errno| Unavailable {
+        source: Source::SoftDirty,
+        kind,
+        step,
+        errno,
+        remedy: "use a kernel built with CONFIG_MEM_SOFT_DIRTY (x86-64; not in cloud flavours)",
+    };
+    let failed = |step, errno| unavailable(kind_of(errno), step, Some(errno));
+    let bytes = crate::PAGE_SIZE;
+    let start = syscall::mmap_anonymous(bytes, libc::PROT_READ | libc::PROT_WRITE, 0)
+        .map_err(|errno| failed("mapping a page to probe with", errno))?;
+    let range = PageRange::between(start, start + bytes);
+    let store = || {
+        // SAFETY: the page is ours, mapped and writable.
+        unsafe { (start as *mut u8).write_volatile(1) };
+    };
+    let is_soft = || -> Result<bool, Errno> {
+        let pagemap = File(pagemap::open()?);
+        let mut entries = [0];
+        pagemap::read(pagemap.0, range, &mut entries)?;
+        Ok(entries[0] & entry::SOFT_DIRTY != 0)
+    };
+    store();
+    let step = "checking that the bit of a written page is set";
+    let verdict = match is_soft() {
+        Err(errno) => Err(failed("reading /proc/self/pagemap", errno)),
+        // Not even a fresh page has it: the kernel does not know the bit.
+        Ok(false) => Err(unavailable(ErrorKind::Unsupported, step, None)),
+        Ok(true) => Ok(()),
+    };
+    // SAFETY: mapped above, seen by nobody else.
+    unsafe { syscall::munmap(start, bytes) };
+    verdict
+}
+
+impl Opened for SoftDirty {
+    fn source(&self) -> Source {
+        Source::SoftDirty
+    }
+
+    fn kernel_writes(&self) -> KernelWrites {
+        KernelWrites::Tracked
+    }
+
+    fn stats(&self) -> Stats {
+        self.counters.snapshot(false)
+    }
+
+    unsafe fn track(
+        self: Arc<Self>,
+        range: PageRange,
+    ) -> Result<Box<dyn WriteTracker>, RegionError> {
+        let state = Arc::new(State::new(range)?);
+        TABLE.replace(None, Some(&state), || {});
+        Ok(Box::new(SoftDirtyRegion { shared: self, state }))
+    }
+}
+
+struct SoftDirtyRegion {
+    shared: Arc<SoftDirty>,
+    state: Arc<State>,
+}
+
+impl SoftDirtyRegion {
+    fn index(&self, range: PageRange) -> usize {
+        self.state.range.index_of(range.start())
+    }
+
+    fn refused(&self, step: &'static str, range: PageRange, errno: Errno) -> RegionError {
+        Counters::add(&self.shared.counters.degraded, 1);
+        RegionError::System {
+            step,
+            range,
+            errno,
+            remedy: "the process must be dumpable and have a descriptor to spare; until then all \
+                     pages are dirty",
+        }
+    }
+
+    /// ORs the dirty pages of `range` into `bits`, which is not written with the lock held (it may
+    /// be tracked memory, whose faults are the kernel's to resolve, but may block). Returns their
+    /// number and whether clearing would change the kernel's bits.
+    fn report(&self, range: PageRange, bits: &mut [u64]) -> Result<(usize, bool), Errno> {
+        let pagemap = File(pagemap::open()?);
+        let (mut at, mut dirty, mut clearable) = (0, 0, false);
+        while at < range.pages() {
+            let mut seen = look(pagemap.0, range.slice(at, range.pages() - at))?;
+            let first = self.index(range) + at;
+            TABLE.with(|_| {
+                self.state.adopt();
+                for page in 0..seen.pages {
+                    seen.dirty[page / 64] |=
+                        u64::from(self.state.is_set(first + page)) << (page % 64);
+                }
+            });
+            dirty += bitmap::or_into(bits, at, &seen.dirty, seen.pages);
+            clearable |= seen.clearable;
+            at += seen.pages;
+        }
+        Ok((dirty, clearable))
+    }
+
+    /// As [`Self::report`], with everything dirty if the kernel does not answer.
+    fn report_or_all(&self, range: PageRange, bits: &mut [u64]) -> usize {
+        let _timer = ScanTimer::start(&self.shared.counters);
+        self.report(range, bits).map_or_else(
+            |_| {
+                Counters::add(&self.shared.counters.degraded, 1);
+                bitmap::set_run(bits, 0, range.pages());
+                range.pages()
+            },
+            |(dirty, _)| dirty,
+        )
+    }
+
+    /// Harvests all regions of the process and clears the kernel's bits. Nobody writes meanwhile.
+    fn harvest_and_clear(&self) -> Result<(), Errno> {
+        let pagemap = File(pagemap::open()?);
+        TABLE.with(|regions| {
+            for region in regions.iter() {
+                region.adopt();
+                let looked = look_over(pagemap.0, region.range, |at, seen| {
+                    for (first, count) in bitmap::runs(&seen.dirty, seen.pages) {
+                        region.put(at + first, count, true);
+                    }
+                });
+                if looked.is_err() {
+                    region.put(0, region.range.pages(), true);
+                }
+            }
+            clear_refs()
+        })
+    }
+}
+
+impl WriteTracker for SoftDirtyRegion {
+    fn source(&self) -> Source {
+        Source::SoftDirty
+    }
+
+    fn range(&self) -> PageRange {
+        self.state.range
+    }
+
+    fn arm(&self, range: PageRange) -> Result<(), RegionError> {
+        check_inside(self.range(), range)?;
+        // The kernel's bits stay: clearing them would lose the writes to other pages. A page whose
+        // bit is set is still dirty, until a stopped collection clears it.
+        TABLE.with(|_| {
+            self.state.adopt();
+            self.state.put(self.index(range), range.pages(), false);
+        });
+        Counters::add(&self.shared.counters.pages_armed, range.pages());
+        Ok(())
+    }
+
+    fn disarm(&self, range: PageRange) -> Result<(), RegionError> {
+        check_inside(self.range(), range)?;
+        TABLE.with(|_| {
+            self.state.adopt();
+            self.state.put(self.index(range), range.pages(), true);
+        });
+        Counters::add(&self.shared.counters.pages_disarmed, range.pages());
+        Ok(())
+    }
+
+    fn peek(&self, range: PageRange, bits: &mut [u64]) -> Result<(), RegionError> {
+        check_bitmap(self.range(), range, bits)?;
+        self.report_or_all(range, bits);
+        Ok(())
+    }
+
+    fn collect_and_reset(&self, range: PageRange, bits: &mut [u64]) -> Result<usize, RegionError> {
+        check_bitmap(self.range(), range, bits)?;
+        let dirty = self.report_or_all(range, bits);
+        Counters::add(&self.shared.counters.pages_reported, dirty);
+        Ok(dirty)
+    }
+
+    unsafe fn collect_and_reset_stopped(
+        &self,
+        range: PageRange,
+        bits: &mut [u64],
+    ) -> Result<usize, RegionError> {
+        check_bitmap(self.range(), range, bits)?;
+        let _timer = ScanTimer::start(&self.shared.counters);
+        let all = |bits: &mut [u64]| bitmap::set_run(bits, 0, range.pages());
+        let (dirty, clearable) = self.report(range, bits).map_err(|errno| {
+            all(bits);
+            self.refused("reading /proc/self/pagemap", range, errno)
+        })?;
+        // Regions collected one after the other in one stop clear only once: the first clearing
+        // harvests the others, whose kernel bits are clear from then on.
+        if clearable {
+            self.harvest_and_clear().map_err(|errno| {
+                all(bits);
+                self.refused("writing 4 to /proc/self/clear_refs", range, errno)
+            })?;
+        }
+        TABLE.with(|_| self.state.put(self.index(range), range.pages(), false));
+        self.shared.counters.collected(dirty);
+        Ok(dirty)
+    }
+
+    fn remapped(&self, range: PageRange) -> Result<(), RegionError> {
+        self.disarm(range)
+    }
+
+    unsafe fn resize(&mut self, bounds: PageRange) -> Result<(), RegionError> {
+        let next = Arc::new(State::new(bounds)?);
+        TABLE.replace(Some(&self.state), Some(&next), || {
+            self.state.adopt();
+            let kept = self.state.range.intersection(&bounds);
+            for page in 0..kept.pages() {
+                let at = kept.slice(page, 1).start();
+                if !self.state.is_set(self.state.range.index_of(at)) {
+                    next.put(bounds.index_of(at), 1, false);
+                }
+            }
+        });
+        self.state = next;
+        Ok(())
+    }
+}
+
+impl Drop for SoftDirtyRegion {
+    fn drop(&mut self) {
+        TABLE.replace(Some(&self.state), None, || {});
+    }
+}

@@ -1,0 +1,191 @@
+//! What the integration tests share: memory, the trackers that this machine has, child processes.
+#![allow(dead_code, missing_docs, unreachable_pub)]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use barchan::{PAGE_SIZE, PageRange, Region, Source, Tracker, bitmap};
+
+/// Tests that need the process to themselves (soft-dirty resets are process-wide, forks copy
+/// everything) run one at a time.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The trackers that this machine has; prints why each of the others is left out.
+pub fn trackers() -> Vec<Tracker> {
+    Source::ALL.into_iter().filter_map(tracker).collect()
+}
+
+/// The tracker of `source`, or a printed reason.
+pub fn tracker(source: Source) -> Option<Tracker> {
+    match Tracker::builder().source(source).open() {
+        Ok(tracker) => Some(tracker),
+        Err(why) => {
+            println!("skipped: {why}");
+            None
+        }
+    }
+}
+
+/// Private anonymous pages, aligned to 2 MiB.
+pub struct Memory {
+    range: PageRange,
+    whole: PageRange,
+}
+
+impl Memory {
+    pub fn new(pages: usize) -> Self {
+        const HUGE: usize = 2 << 20;
+        let bytes = (pages * PAGE_SIZE).next_multiple_of(HUGE) + HUGE;
+        // SAFETY: a new mapping replaces nothing.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(start, libc::MAP_FAILED);
+        let whole = PageRange::new(start as usize, bytes).expect("mmap gives pages");
+        let aligned = whole.start().next_multiple_of(HUGE);
+        let range = PageRange::new(aligned, pages * PAGE_SIZE).expect("pages");
+        Self { range, whole }
+    }
+
+    /// As [`Self::new`], without huge pages, each page touched.
+    pub fn touched(pages: usize) -> Self {
+        let memory = Self::new(pages);
+        memory.advise(0, pages, libc::MADV_NOHUGEPAGE).expect("MADV_NOHUGEPAGE");
+        (0..pages).for_each(|page| memory.write(page));
+        memory
+    }
+
+    pub fn range(&self) -> PageRange {
+        self.range
+    }
+
+    pub fn page(&self, page: usize) -> *mut u8 {
+        self.range.slice(page, 1).start() as *mut u8
+    }
+
+    /// Stores to `page`.
+    pub fn write(&self, page: usize) {
+        // SAFETY: the page is ours and writable, at most after a fault that is resolved.
+        unsafe { self.page(page).add(100).write_volatile(page as u8 | 1) };
+    }
+
+    pub fn read(&self, page: usize) -> u8 {
+        // SAFETY: the page is ours and readable.
+        unsafe { self.page(page).add(100).read_volatile() }
+    }
+
+    pub fn advise(&self, first: usize, count: usize, advice: i32) -> Result<(), i32> {
+        // SAFETY: the pages are ours; nobody minds what becomes of their contents.
+        let done = unsafe { libc::madvise(self.page(first).cast(), count * PAGE_SIZE, advice) };
+        if done == 0 { Ok(()) } else { Err(errno()) }
+    }
+
+    /// Maps new pages over old ones.
+    pub fn replace(&self, first: usize, count: usize) {
+        // SAFETY: the pages are ours.
+        let new = unsafe {
+            libc::mmap(
+                self.page(first).cast(),
+                count * PAGE_SIZE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                -1,
+                0,
+            )
+        };
+        assert_eq!(new, self.page(first).cast());
+    }
+
+    /// Tracks all of it.
+    pub fn track(&self, tracker: &Tracker) -> Region {
+        self.track_part(tracker, 0, self.range.pages())
+    }
+
+    pub fn track_part(&self, tracker: &Tracker, first: usize, count: usize) -> Region {
+        // SAFETY: private anonymous memory that outlives the region in every test.
+        unsafe { tracker.track(self.range.slice(first, count)) }.expect("it can be tracked")
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: ours, and no longer used.
+        unsafe { libc::munmap(self.whole.start() as *mut _, self.whole.len_bytes()) };
+    }
+}
+
+pub fn errno() -> i32 {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+/// The dirty pages of the whole region, reset.
+pub fn collect(region: &Region) -> Vec<usize> {
+    let range = region.range();
+    let mut bits = vec![0; bitmap::words_for(range.pages())];
+    // SAFETY: the tests that use this write from no other thread meanwhile.
+    unsafe { region.collect_and_reset_stopped(range, &mut bits) }.expect("collecting");
+    (0..range.pages()).filter(|&page| bitmap::get(&bits, page)).collect()
+}
+
+/// The dirty pages of the whole region, not reset.
+pub fn peek(region: &Region) -> Vec<usize> {
+    let range = region.range();
+    let mut bits = vec![0; bitmap::words_for(range.pages())];
+    region.peek(range, &mut bits).expect("peeking");
+    (0..range.pages()).filter(|&page| bitmap::get(&bits, page)).collect()
+}
+
+/// `dirty` is exactly `pages`, or everything for the source that knows nothing.
+#[track_caller]
+pub fn assert_dirty(region: &Region, dirty: &[usize], pages: &[usize]) {
+    if region.source() == Source::AllDirty {
+        assert_eq!(dirty.len(), region.range().pages());
+    } else {
+        assert_eq!(dirty, pages, "{}", region.source());
+    }
+}
+
+/// `dirty` has all of `pages`, and more is no mistake.
+#[track_caller]
+pub fn assert_covers(region: &Region, dirty: &[usize], pages: &[usize]) {
+    for page in pages {
+        assert!(dirty.contains(page), "{}: page {page} is missing in {dirty:?}", region.source());
+    }
+}
+
+/// Runs `body` in a forked child (a raw `clone` if `raw`) and returns its wait status; a child that
+/// hangs is killed by SIGALRM.
+pub fn child_status(raw: bool, body: impl FnOnce() -> bool) -> i32 {
+    // SAFETY: the child runs `body` on a copy of this thread and then exits without unwinding.
+    unsafe {
+        let pid = if raw {
+            libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) as i32
+        } else {
+            libc::fork()
+        };
+        assert!(pid >= 0, "fork: errno {}", errno());
+        if pid == 0 {
+            libc::alarm(60);
+            let ok = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+            libc::_exit(if matches!(ok, Ok(true)) { 0 } else { 1 });
+        }
+        let mut status = -1;
+        assert_eq!(libc::waitpid(pid, &mut status, 0), pid);
+        status
+    }
+}
+
+#[track_caller]
+pub fn in_child(what: &str, body: impl FnOnce() -> bool) {
+    let status = child_status(false, body);
+    assert_eq!(status, 0, "{what}: the child's wait status is {status:#x}");
+}

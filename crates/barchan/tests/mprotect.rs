@@ -1,0 +1,204 @@
+//! What only the mprotect source can do wrong: exhaust the mappings, hang, or swallow the faults
+//! of others. Each test that ends in a signal runs in a child.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use barchan::{ErrorKind, PAGE_SIZE, Source, bitmap};
+use common::{Memory, alone, child_status, collect, in_child, peek, tracker};
+
+const ALTERNATING: usize = 200_000;
+
+/// Arms every page and writes every second.
+fn alternate(source: Source) -> Option<(Result<usize, barchan::RegionError>, Duration, u64)> {
+    let tracker = tracker(source)?;
+    let memory = Memory::touched(2 * ALTERNATING);
+    let region = memory.track(&tracker);
+    let began = Instant::now();
+    region.arm(memory.range()).expect("one run needs no mappings");
+    (0..2 * ALTERNATING).step_by(2).for_each(|page| memory.write(page));
+    let mut bits = vec![0; bitmap::words_for(2 * ALTERNATING)];
+    let collected = region.collect_and_reset(memory.range(), &mut bits);
+    for page in (0..2 * ALTERNATING).step_by(2) {
+        assert!(bitmap::get(&bits, page), "{source}: page {page} is missing");
+    }
+    // It goes on working, whatever came of it.
+    [1, 2, 77_777].into_iter().for_each(|page| memory.write(page));
+    let dirty = peek(&region);
+    assert!([1, 2, 77_777].iter().all(|page| dirty.contains(page)), "{source}");
+    Some((collected, began.elapsed(), tracker.stats().degraded))
+}
+
+#[test]
+fn pagemap_scan_does_not_mind_200_000_alternating_pages() {
+    let _alone = alone();
+    if let Some((collected, took, degraded)) = alternate(Source::PagemapScan) {
+        println!("pagemap-scan: {took:?}");
+        assert_eq!((collected, degraded), (Ok(ALTERNATING), 0));
+    }
+}
+
+#[test]
+fn mprotect_survives_200_000_alternating_pages() {
+    let _alone = alone();
+    if let Some((collected, took, degraded)) = alternate(Source::Mprotect) {
+        println!("mprotect: {took:?}, degraded {degraded} times, {collected:?}");
+        assert!(took < Duration::from_secs(60), "no hang: {took:?}");
+        assert!(degraded > 0, "vm.max_map_count is larger than this test knows of");
+    }
+}
+
+#[test]
+fn running_out_of_mappings_is_an_error_that_says_so() {
+    let _alone = alone();
+    let Some(tracker) = tracker(Source::Mprotect) else { return };
+    // Alternating pages that are dirty from the beginning: collecting them needs the mappings.
+    let memory = Memory::touched(2 * ALTERNATING);
+    let region = memory.track(&tracker);
+    region.arm(memory.range()).expect("arming");
+    for page in (0..2 * ALTERNATING).step_by(2) {
+        if region.disarm(memory.range().slice(page, 1)).is_err() || peek(&region).len() > page {
+            break;
+        }
+        if page > 100 {
+            break;
+        }
+    }
+    let mut failed = None;
+    for page in (0..2 * ALTERNATING).step_by(2) {
+        if let Err(why) = region.arm(memory.range().slice(page, 1)) {
+            failed = Some(why);
+            break;
+        }
+        if page == 0 {
+            region.disarm(memory.range()).expect("disarming");
+        }
+    }
+    let why = failed.expect("65,530 mappings are not enough for 200,000 runs");
+    assert_eq!(why.kind(), ErrorKind::Exhausted);
+    assert!(why.to_string().contains("vm.max_map_count"), "{why}");
+    assert_eq!(peek(&region).len(), 2 * ALTERNATING, "all dirty");
+    memory.write(5);
+    collect(&region);
+    memory.write(6);
+    assert!(peek(&region).contains(&6));
+}
+
+#[test]
+fn faults_of_the_program_kill_it_as_before() {
+    let _alone = alone();
+    let killed_by_segv = |what: &str, status: i32| {
+        assert!(libc::WIFSIGNALED(status), "{what}: {status:#x}");
+        assert_eq!(libc::WTERMSIG(status), libc::SIGSEGV, "{what}");
+    };
+    // SAFETY: the child is to die of these stores.
+    let crash = |address: usize| unsafe { (address as *mut u8).write_volatile(1) };
+    let armed = |crash: &dyn Fn(&Memory)| {
+        // SAFETY: the test harness' own handler (for stack overflows) would report the crash.
+        unsafe { libc::signal(libc::SIGSEGV, libc::SIG_DFL) };
+        let tracker = tracker(Source::Mprotect).expect("mprotect is everywhere");
+        let memory = Memory::touched(4);
+        let region = memory.track(&tracker);
+        collect(&region);
+        memory.write(2);
+        crash(&memory);
+        true
+    };
+    killed_by_segv("null", child_status(false, || armed(&|_| crash(8))));
+    killed_by_segv(
+        "a read-only page of the program's",
+        child_status(false, || {
+            armed(&|_| {
+                let other = Memory::touched(1);
+                // SAFETY: the page is the test's.
+                unsafe { libc::mprotect(other.page(0).cast(), PAGE_SIZE, libc::PROT_READ) };
+                other.write(0);
+            })
+        }),
+    );
+    killed_by_segv(
+        "a tracked page that the program protected itself",
+        child_status(false, || {
+            armed(&|memory| {
+                // SAFETY: the page is the test's.
+                unsafe { libc::mprotect(memory.page(2).cast(), PAGE_SIZE, libc::PROT_NONE) };
+                memory.write(2);
+            })
+        }),
+    );
+    killed_by_segv(
+        "a signal sent by somebody",
+        // SAFETY: raising a signal is what is tested.
+        child_status(false, || armed(&|_| drop(unsafe { libc::raise(libc::SIGSEGV) }))),
+    );
+}
+
+extern "C" fn exit_42(_: libc::c_int) {
+    // SAFETY: _exit is async-signal-safe.
+    unsafe { libc::_exit(42) }
+}
+
+extern "C" fn exit_if_null(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid siginfo; _exit is async-signal-safe.
+    unsafe { libc::_exit(if (*info).si_addr() as usize == 16 { 43 } else { 1 }) }
+}
+
+#[test]
+fn an_earlier_handler_gets_the_faults_that_are_not_ours() {
+    let _alone = alone();
+    let handlers: [(usize, i32, i32); 2] = [
+        (exit_42 as *const () as usize, 0, 42),
+        (exit_if_null as *const () as usize, libc::SA_SIGINFO, 43),
+    ];
+    for (handler, flags, code) in handlers {
+        let status = child_status(false, || {
+            // SAFETY: an all-zero sigaction is valid, and the handler fits the flags.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = handler;
+                action.sa_flags = flags;
+                libc::sigaction(libc::SIGSEGV, &action, std::ptr::null_mut());
+            }
+            let tracker = tracker(Source::Mprotect).expect("mprotect is everywhere");
+            let memory = Memory::touched(4);
+            let region = memory.track(&tracker);
+            collect(&region);
+            memory.write(2);
+            // SAFETY: the handler ends the process.
+            unsafe { (16 as *mut u8).write_volatile(1) };
+            drop(region);
+            false
+        });
+        assert!(libc::WIFEXITED(status), "{status:#x}");
+        assert_eq!(libc::WEXITSTATUS(status), code);
+    }
+}
+
+#[test]
+fn regions_may_come_and_go_while_threads_fault() {
+    let _alone = alone();
+    let Some(tracker) = tracker(Source::Mprotect) else { return };
+    let memory = Memory::touched(512);
+    in_child("regions that come and go", || {
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        (0..512).for_each(|page| memory.write(page));
+                    }
+                });
+            }
+            for round in 0..1500 {
+                let mut region = memory.track_part(&tracker, round % 64, 256);
+                region.arm(region.range()).expect("arming");
+                // SAFETY: the pages are the test's.
+                unsafe { region.resize(memory.range().slice(32, 400)) }.expect("resizing");
+                region.arm(region.range()).expect("arming");
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        true
+    });
+}

@@ -1,0 +1,612 @@
+//! Every promise of `WriteTracker`, one test each, on every source that this machine has.
+
+mod common;
+
+use barchan::{KernelWrites, PAGE_SIZE, PageRange, RegionError, Source, Tracker};
+use common::{
+    Memory, alone, assert_covers, assert_dirty, collect, errno, in_child, peek, trackers,
+};
+
+#[test]
+fn a_new_region_is_all_dirty_touched_or_not() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::new(1100);
+        memory.write(3);
+        let region = memory.track(&tracker);
+        let all: Vec<usize> = (0..1100).collect();
+        assert_eq!(peek(&region), all, "{}", tracker.source());
+        assert_eq!(collect(&region), all, "{}", tracker.source());
+    }
+}
+
+#[test]
+fn written_pages_are_reported_once_and_no_others() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::touched(300);
+        let region = memory.track(&tracker);
+        collect(&region);
+        [5, 64, 255].into_iter().for_each(|page| memory.write(page));
+        assert_dirty(&region, &peek(&region), &[5, 64, 255]);
+        assert_dirty(&region, &collect(&region), &[5, 64, 255]);
+        assert_dirty(&region, &collect(&region), &[]);
+        memory.write(64);
+        assert_dirty(&region, &collect(&region), &[64]);
+    }
+}
+
+#[test]
+fn reading_is_not_writing() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::touched(10);
+        let region = memory.track(&tracker);
+        collect(&region);
+        (0..10).for_each(|page| assert_ne!(memory.read(page), 0));
+        assert_dirty(&region, &collect(&region), &[]);
+    }
+}
+
+#[test]
+fn arming_makes_clean_and_disarming_dirty() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::touched(100);
+        let region = memory.track(&tracker);
+        collect(&region);
+        region.disarm(memory.range().slice(10, 3)).expect("disarming");
+        assert_dirty(&region, &peek(&region), &[10, 11, 12]);
+        memory.write(11);
+        assert_dirty(&region, &peek(&region), &[10, 11, 12]);
+        assert_dirty(&region, &collect(&region), &[10, 11, 12]);
+        region.disarm(memory.range().slice(10, 3)).expect("disarming");
+        region.arm(memory.range().slice(12, 1)).expect("arming");
+        assert_dirty(&region, &peek(&region), &[10, 11]);
+        memory.write(12);
+        assert_dirty(&region, &peek(&region), &[10, 11, 12]);
+    }
+}
+
+#[test]
+fn never_touched_pages_are_tracked_from_their_first_write() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::new(2048);
+        let region = memory.track(&tracker);
+        region.arm(memory.range()).expect("arming");
+        memory.write(700);
+        assert_covers(&region, &collect(&region), &[700]);
+        let zero = memory.read(900);
+        memory.write(900);
+        assert_eq!(zero, 0);
+        assert_covers(&region, &collect(&region), &[900]);
+    }
+}
+
+/// Has the kernel write one byte or more to each page, one way a page; the errors.
+fn kernel_writes(memory: &Memory) -> Vec<(&'static str, usize, Result<(), i32>)> {
+    let outcome = |n: isize| if n > 0 { Ok(()) } else { Err(errno()) };
+    // SAFETY: every buffer is a page of the test's memory, and every descriptor is opened here.
+    unsafe {
+        let zero = libc::open(c"/dev/zero".as_ptr(), libc::O_RDONLY);
+        let mut pair = [0; 2];
+        assert_eq!(libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, pair.as_mut_ptr()), 0);
+        assert_eq!(libc::send(pair[0], c"abc".as_ptr().cast(), 3, 0), 3);
+        let byte = 7u8;
+        let from = libc::iovec { iov_base: (&raw const byte).cast_mut().cast(), iov_len: 1 };
+        let into = libc::iovec { iov_base: memory.page(4).cast(), iov_len: 1 };
+        let of_two = [
+            libc::iovec { iov_base: memory.page(5).cast(), iov_len: 1 },
+            libc::iovec { iov_base: memory.page(6).cast(), iov_len: PAGE_SIZE },
+        ];
+        let result = vec![
+            ("read", 1, outcome(libc::read(zero, memory.page(1).cast(), PAGE_SIZE))),
+            ("recv", 2, outcome(libc::recv(pair[1], memory.page(2).cast(), 3, 0))),
+            ("getrandom", 3, outcome(libc::getrandom(memory.page(3).cast(), 8, 0))),
+            (
+                "process_vm_writev",
+                4,
+                outcome(libc::process_vm_writev(libc::getpid(), &from, 1, &into, 1, 0)),
+            ),
+            ("readv", 6, outcome(libc::readv(zero, of_two.as_ptr(), 2))),
+        ];
+        [zero, pair[0], pair[1]].into_iter().for_each(|fd| assert_eq!(libc::close(fd), 0));
+        result
+    }
+}
+
+#[test]
+fn kernel_writes_are_reported_or_refused() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::touched(10);
+        let region = memory.track(&tracker);
+        collect(&region);
+        let outcomes = kernel_writes(&memory);
+        let dirty = collect(&region);
+        for (call, page, outcome) in outcomes {
+            match tracker.kernel_writes() {
+                KernelWrites::Tracked => {
+                    assert_eq!(outcome, Ok(()), "{}: {call}", tracker.source());
+                    assert_covers(&region, &dirty, &[page]);
+                }
+                // Some calls store a first part and report that; then it must be dirty. Else they
+                // fail, and nothing was written.
+                KernelWrites::Efault => match outcome {
+                    Ok(()) => assert_covers(&region, &dirty, &[page]),
+                    Err(why) => assert_eq!(why, libc::EFAULT, "{}: {call}", tracker.source()),
+                },
+            }
+        }
+        // Disarmed pages take every call.
+        region.disarm(memory.range()).expect("disarming");
+        for (call, _, outcome) in kernel_writes(&memory) {
+            assert_eq!(outcome, Ok(()), "{}: {call} into disarmed pages", tracker.source());
+        }
+    }
+}
+
+#[test]
+fn writes_through_proc_self_mem_are_reported_but_by_mprotect() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::touched(4);
+        let region = memory.track(&tracker);
+        collect(&region);
+        // SAFETY: the byte written is the test's own.
+        let n = unsafe {
+            let fd = libc::open(c"/proc/self/mem".as_ptr(), libc::O_RDWR);
+            assert!(fd >= 0);
+            let n = libc::pwrite(fd, c"x".as_ptr().cast(), 1, memory.page(2) as libc::off_t);
+            libc::close(fd);
+            n
+        };
+        let dirty = collect(&region);
+        if tracker.source() == Source::Mprotect {
+            // The documented limit: if this fails, the limit is gone and the text should go too.
+            assert!(n == 1 && dirty.is_empty());
+        } else if n == 1 {
+            assert_covers(&region, &dirty, &[2]);
+        } else {
+            println!("{}: /proc/self/mem refuses, errno {}", tracker.source(), errno());
+        }
+    }
+}
+
+#[test]
+fn discarded_pages_are_dirty() {
+    let _alone = alone();
+    for tracker in trackers() {
+        for (advice, name) in [(libc::MADV_DONTNEED, "DONTNEED"), (libc::MADV_FREE, "FREE")] {
+            // More than a page table's worth (2 MiB), which the kernel may free as a whole.
+            let memory = Memory::touched(3 * 512);
+            let region = memory.track(&tracker);
+            collect(&region);
+            memory.advise(100, 1000, advice).expect("madvise");
+            let dropped: Vec<usize> = (100..1100).filter(|&page| memory.read(page) == 0).collect();
+            if !tracker.source().sees_discards() {
+                region.remapped(memory.range().slice(100, 1000)).expect("remapped");
+            }
+            assert_covers(&region, &peek(&region), &dropped);
+            assert_covers(&region, &collect(&region), &dropped);
+            [100, 600, 1099].into_iter().for_each(|page| memory.write(page));
+            assert_covers(&region, &collect(&region), &[100, 600, 1099]);
+            println!("{}: MADV_{name} dropped {} pages", tracker.source(), dropped.len());
+        }
+    }
+}
+
+#[test]
+fn a_replaced_mapping_is_dirty_and_tracked_again() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::touched(100);
+        let region = memory.track(&tracker);
+        collect(&region);
+        memory.write(90);
+        memory.replace(20, 4);
+        region.remapped(memory.range().slice(20, 4)).expect("remapped");
+        assert_covers(&region, &collect(&region), &[20, 21, 22, 23, 90]);
+        memory.write(22);
+        assert_covers(&region, &collect(&region), &[22]);
+    }
+}
+
+#[test]
+fn an_unannounced_replacement_costs_exactness_and_loses_nothing() {
+    let _alone = alone();
+    for tracker in trackers().into_iter().filter(|tracker| tracker.source().sees_discards()) {
+        let memory = Memory::touched(100);
+        let region = memory.track(&tracker);
+        collect(&region);
+        // Both sides: the kernel resets what lies before the obstacle and forgets the report.
+        [3, 90].into_iter().for_each(|page| memory.write(page));
+        memory.replace(20, 4);
+        assert_covers(&region, &collect(&region), &[3, 20, 21, 22, 23, 90]);
+        collect(&region);
+        [1, 21, 99].into_iter().for_each(|page| memory.write(page));
+        let dirty = collect(&region);
+        assert_covers(&region, &dirty, &[1, 21, 99]);
+        if tracker.source() != Source::AllDirty && tracker.source() != Source::SoftDirty {
+            assert_eq!(dirty, [1, 21, 99], "{}: exact again", tracker.source());
+        }
+    }
+}
+
+#[test]
+fn pages_moved_in_by_mremap_are_dirty() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let (memory, other) = (Memory::touched(50), Memory::touched(4));
+        let region = memory.track(&tracker);
+        collect(&region);
+        let bytes = 4 * PAGE_SIZE;
+        // SAFETY: both ranges are the test's own; the old one is mapped again below.
+        let moved = unsafe {
+            libc::mremap(
+                other.page(0).cast(),
+                bytes,
+                bytes,
+                libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+                memory.page(10),
+            )
+        };
+        assert_eq!(moved, memory.page(10).cast());
+        other.replace(0, 4);
+        region.remapped(memory.range().slice(10, 4)).expect("remapped");
+        assert_covers(&region, &collect(&region), &[10, 11, 12, 13]);
+        memory.write(12);
+        assert_covers(&region, &collect(&region), &[12]);
+    }
+}
+
+#[test]
+fn protections_of_the_program_do_not_hide_writes() {
+    let _alone = alone();
+    for tracker in trackers().into_iter().filter(|t| t.source() != Source::Mprotect) {
+        let memory = Memory::touched(50);
+        let region = memory.track(&tracker);
+        collect(&region);
+        for prot in [libc::PROT_READ, libc::PROT_NONE] {
+            // SAFETY: the pages are the test's, and not touched in between.
+            unsafe {
+                let at = memory.page(20).cast();
+                assert_eq!(libc::mprotect(at, 4 * PAGE_SIZE, prot), 0);
+                let back = libc::PROT_READ | libc::PROT_WRITE;
+                assert_eq!(libc::mprotect(at, 4 * PAGE_SIZE, back), 0);
+            }
+            memory.write(21);
+            assert_covers(&region, &collect(&region), &[21]);
+        }
+    }
+}
+
+#[test]
+fn growth_and_shrinking_keep_what_is_known() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::touched(400);
+        let mut region = memory.track_part(&tracker, 100, 100);
+        collect(&region);
+        memory.write(150);
+        for (first, count) in [(100, 200), (50, 250), (120, 60)] {
+            let bounds = memory.range().slice(first, count);
+            // SAFETY: the pages are the test's.
+            unsafe { region.resize(bounds) }.expect("resizing");
+            assert_eq!(region.range(), bounds);
+            let expected: Vec<usize> = (first..first + count)
+                .filter(|page| *page == 150 || !(100..200).contains(page))
+                .map(|page| page - first)
+                .collect();
+            assert_dirty(&region, &peek(&region), &expected);
+        }
+        (100..200).for_each(|page| memory.write(page));
+        assert_dirty(&region, &collect(&region), &(0..60).collect::<Vec<_>>());
+        // Disjoint from what it was: all new.
+        // SAFETY: the pages are the test's.
+        unsafe { region.resize(memory.range().slice(300, 70)) }.expect("resizing");
+        assert_eq!(peek(&region).len(), 70);
+        drop(region);
+        (0..400).for_each(|page| memory.write(page));
+    }
+}
+
+#[test]
+fn many_regions_side_by_side() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::touched(600);
+        let mut regions: Vec<_> = (0..200).map(|i| memory.track_part(&tracker, i * 3, 3)).collect();
+        assert_eq!(tracker.regions(), 200);
+        regions.iter().for_each(|region| drop(collect(region)));
+        (0..600).step_by(7).for_each(|page| memory.write(page));
+        for (i, region) in regions.iter().enumerate() {
+            let expected: Vec<usize> = (0..3).filter(|page| (i * 3 + page) % 7 == 0).collect();
+            assert_dirty(region, &peek(region), &expected);
+        }
+        regions.retain(|region| region.range().start() % (2 * PAGE_SIZE) == 0);
+        (0..600).for_each(|page| memory.write(page));
+        regions.iter().for_each(|region| assert_eq!(collect(region).len(), 3));
+        drop(regions);
+        assert_eq!(tracker.regions(), 0);
+    }
+}
+
+#[test]
+fn huge_pages_are_split_or_reported_whole() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::new(2048);
+        memory.advise(0, 2048, libc::MADV_HUGEPAGE).expect("MADV_HUGEPAGE");
+        (0..2048).for_each(|page| memory.write(page));
+        let region = memory.track(&tracker);
+        collect(&region);
+        memory.write(600);
+        let dirty = collect(&region);
+        assert_covers(&region, &dirty, &[600]);
+        println!("{}: one store in a huge page reports {}", tracker.source(), dirty.len());
+        if tracker.source() == Source::PagemapScan {
+            assert_eq!(dirty, [600], "the first write splits an armed huge page");
+        }
+        // Armed in part.
+        region.disarm(memory.range()).expect("disarming");
+        region.arm(memory.range().slice(1030, 2)).expect("arming");
+        assert_covers(&region, &peek(&region), &[1029, 1032]);
+        memory.write(1031);
+        assert_covers(&region, &peek(&region), &[1029, 1031, 1032]);
+        // Dropped and touched again as huge pages.
+        memory.advise(0, 2048, libc::MADV_DONTNEED).expect("MADV_DONTNEED");
+        if !tracker.source().sees_discards() {
+            region.remapped(memory.range()).expect("remapped");
+        }
+        (0..2048).for_each(|page| memory.write(page));
+        assert_eq!(collect(&region).len(), 2048);
+    }
+}
+
+#[test]
+fn swapped_pages_keep_their_dirt() {
+    let _alone = alone();
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    if swaps.lines().count() < 2 {
+        println!("skipped: this machine has no swap (/proc/swaps is empty)");
+        return;
+    }
+    for tracker in trackers() {
+        let memory = Memory::touched(100);
+        let region = memory.track(&tracker);
+        collect(&region);
+        (0..50).for_each(|page| memory.write(page));
+        memory.advise(0, 100, libc::MADV_PAGEOUT).expect("MADV_PAGEOUT");
+        assert_covers(&region, &collect(&region), &(0..50).collect::<Vec<_>>());
+        memory.write(70);
+        assert_covers(&region, &collect(&region), &[70]);
+    }
+}
+
+#[test]
+fn a_child_is_all_dirty_until_armed_and_the_parent_notices_nothing() {
+    let _alone = alone();
+    for tracker in trackers() {
+        for raw in [false, true] {
+            let memory = Memory::touched(100);
+            let region = memory.track(&tracker);
+            collect(&region);
+            memory.write(7);
+            let exact = tracker.source() != Source::AllDirty;
+            let status = common::child_status(raw, || {
+                let before = peek(&region).len() == 100;
+                memory.write(8);
+                region.arm(memory.range()).expect("arming in a child");
+                let armed = peek(&region);
+                memory.write(9);
+                let dirty = collect(&region);
+                memory.write(10);
+                let again = collect(&region);
+                // A child of the child.
+                let nested = common::child_status(raw, || {
+                    let all = peek(&region).len() == 100;
+                    let reset = collect(&region).len() == 100;
+                    memory.write(11);
+                    all && reset && collect(&region).contains(&11)
+                });
+                let soft = tracker.source() == Source::SoftDirty;
+                let expected = |got: &[usize], page| {
+                    if exact && !soft { got == [page] } else { got.contains(&page) }
+                };
+                before
+                    && (!exact || soft || armed.is_empty())
+                    && expected(&dirty, 9)
+                    && (!soft || dirty.len() <= 100)
+                    && expected(&again, 10)
+                    && nested == 0
+            });
+            assert_eq!(status, 0, "{}, raw clone: {raw}", tracker.source());
+            memory.write(12);
+            assert_dirty(&region, &collect(&region), &[7, 12]);
+        }
+    }
+}
+
+#[test]
+fn a_child_made_while_other_threads_track_works() {
+    let _alone = alone();
+    for tracker in trackers().into_iter().filter(|t| t.source() != Source::SoftDirty) {
+        let memory = Memory::touched(64);
+        let region = memory.track(&tracker);
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    (0..64).for_each(|page| memory.write(page));
+                    let mut bits = [0];
+                    region.collect_and_reset(memory.range(), &mut bits).expect("collecting");
+                }
+            });
+            for i in 0..100 {
+                let status = common::child_status(i % 2 == 0, || {
+                    // No heap here: a raw clone may have caught the other thread in malloc.
+                    let mut bits = [0];
+                    let all = region.peek(memory.range(), &mut bits).is_ok() && bits == [u64::MAX];
+                    let armed = region.collect_and_reset(memory.range(), &mut bits).is_ok();
+                    memory.write(5);
+                    bits = [0];
+                    let again = region.collect_and_reset(memory.range(), &mut bits).is_ok();
+                    all && armed && again && bits[0] & 1 << 5 != 0
+                });
+                assert_eq!(status, 0, "{} child {i}: {status:#x}", tracker.source());
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+}
+
+#[test]
+fn ranges_are_the_same_as_bits() {
+    let _alone = alone();
+    for tracker in trackers().into_iter().filter(|t| t.source() != Source::SoftDirty) {
+        let memory = Memory::touched(500);
+        let region = memory.track(&tracker);
+        collect(&region);
+        let written: Vec<usize> =
+            (0..500).filter(|page| page % 11 < 3 || (200..300).contains(page)).collect();
+        written.iter().for_each(|&page| memory.write(page));
+        let mut out = [memory.range().slice(0, 0); 5];
+        let (mut rest, mut got) = (memory.range(), Vec::new());
+        while !rest.is_empty() {
+            let collected = region.collect_ranges(rest, &mut out).expect("collecting");
+            for run in &out[..collected.filled] {
+                let first = (run.start() - memory.range().start()) / PAGE_SIZE;
+                got.extend(first..first + run.pages());
+            }
+            rest = collected.rest;
+        }
+        assert_dirty(&region, &got, &written);
+        assert_dirty(&region, &collect(&region), &[]);
+        let none = region.collect_ranges(memory.range(), &mut []).expect("nothing to do");
+        assert_eq!((none.filled, none.rest), (0, memory.range()));
+    }
+}
+
+#[test]
+fn hot_pages_are_spared_and_reported() {
+    let _alone = alone();
+    let policy = barchan::HotPagePolicy { after: 2, first_spared: 4, max_spared: 8 };
+    for tracker in trackers().into_iter().filter(|t| t.source() != Source::SoftDirty) {
+        let memory = Memory::touched(200);
+        let region = memory.track(&tracker);
+        let mut hot = barchan::HotPages::new(policy, memory.range());
+        let mut spared = 0;
+        for round in 0..40 {
+            let hot_pages: &[usize] = if round < 30 { &[10, 11, 12] } else { &[] };
+            hot_pages.iter().for_each(|&page| memory.write(page));
+            memory.write(100 + round);
+            let mut bits = [0; 4];
+            region.collect_and_reset_with(&mut hot, &mut bits).expect("collecting");
+            for page in hot_pages.iter().copied().chain([100 + round]) {
+                assert!(barchan::bitmap::get(&bits, page), "{} round {round}", tracker.source());
+            }
+            spared += usize::from(barchan::bitmap::get(hot.spared(), 11));
+        }
+        assert!(spared > 15, "{}: page 11 was spared {spared} times of 40", tracker.source());
+        let mut bits = [0; 4];
+        region.collect_and_reset_with(&mut hot, &mut bits).expect("collecting");
+        if tracker.source() != Source::AllDirty {
+            assert!(!barchan::bitmap::get(&bits, 11), "{}: cold again", tracker.source());
+        }
+    }
+}
+
+#[test]
+fn arguments_are_checked() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::touched(130);
+        let mut region = memory.track_part(&tracker, 0, 100);
+        let outside = memory.range().slice(99, 2);
+        assert!(matches!(region.arm(outside), Err(RegionError::Outside { .. })));
+        assert!(matches!(region.disarm(outside), Err(RegionError::Outside { .. })));
+        assert!(matches!(region.remapped(outside), Err(RegionError::Outside { .. })));
+        let small = region.peek(region.range(), &mut [0]);
+        assert_eq!(small, Err(RegionError::BitmapTooSmall { needed: 2, given: 1 }));
+        let empty = PageRange::new(memory.range().start(), 0).expect("aligned");
+        assert_eq!(region.arm(empty), Ok(()));
+        assert_eq!(region.collect_and_reset(empty, &mut []), Ok(0));
+        // SAFETY: refused before anything is touched.
+        unsafe {
+            assert!(matches!(tracker.track(empty), Err(RegionError::Empty)));
+            assert!(matches!(tracker.track(outside), Err(RegionError::Overlap { .. })));
+            assert!(matches!(region.resize(empty), Err(RegionError::Empty)));
+            let other = tracker.track(memory.range().slice(110, 5)).expect("free pages");
+            let over = region.resize(memory.range());
+            assert!(matches!(over, Err(RegionError::Overlap { .. })), "{over:?}");
+            drop(other);
+            region.resize(memory.range()).expect("free now");
+        }
+        assert!(tracker.stats().scans < 10);
+    }
+}
+
+#[test]
+fn memory_that_cannot_be_tracked_is_an_error() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::touched(10);
+        let nowhere = memory.range();
+        drop(memory);
+        let source = tracker.source();
+        if matches!(source, Source::PagemapScan | Source::Userfaultfd) {
+            // SAFETY: nothing is mapped there, which breaks the promise in a way that these
+            // sources find out at once.
+            let refused = unsafe { tracker.track(nowhere) };
+            assert!(matches!(refused, Err(RegionError::System { .. })), "{source}: {refused:?}");
+            assert_eq!(tracker.regions(), 0);
+        }
+    }
+}
+
+#[test]
+fn statistics_count() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::touched(20);
+        let region = memory.track(&tracker);
+        collect(&region);
+        let before = tracker.stats();
+        (0..5).for_each(|page| memory.write(page));
+        collect(&region);
+        region.disarm(memory.range()).expect("disarming");
+        let after = tracker.stats();
+        assert_eq!(after.scans - before.scans, 1);
+        assert!(after.pages_reported - before.pages_reported >= 5);
+        let faults = after.faults.zip(before.faults).map(|(after, before)| after - before);
+        match tracker.source() {
+            Source::PagemapScan | Source::SoftDirty => assert_eq!(faults, None),
+            Source::AllDirty => assert_eq!(faults, Some(0)),
+            _ => assert_eq!(faults, Some(5)),
+        }
+    }
+}
+
+#[test]
+fn auto_is_the_best_that_works_and_the_environment_forces() {
+    let _alone = alone();
+    let works: Vec<Source> = trackers().iter().map(Tracker::source).collect();
+    let auto = Tracker::builder().ignore_env().open().expect("all-dirty is always there");
+    assert_eq!(Some(&auto.source()), works.first());
+    let with_env = |value: &str| {
+        // SAFETY: the child has this thread only.
+        unsafe { std::env::set_var(barchan::ENV, value) };
+        Tracker::open()
+    };
+    in_child("BARCHAN_TRACKER=all-dirty", || {
+        with_env("all-dirty").is_ok_and(|tracker| tracker.source() == Source::AllDirty)
+    });
+    in_child("BARCHAN_TRACKER=auto", || {
+        with_env("auto").is_ok_and(|tracker| tracker.source() == auto.source())
+    });
+    in_child("BARCHAN_TRACKER=nonsense", || {
+        with_env("nonsense").is_err_and(|why| why.to_string().contains("pagemap-scan userfaultfd"))
+    });
+}
