@@ -209,6 +209,19 @@ mod tests {
     }
 
     #[test]
+    fn a_checkout_is_taken_as_it_is() {
+        let dir = vendor();
+        let source = dir.path().join("bdwgc");
+        fs::create_dir_all(source.join("include/gc")).expect("mkdir");
+        for name in ["CMakeLists.txt", "include/gc/gc.h"] {
+            fs::write(source.join(name), "").expect("write");
+        }
+        let upstream = Upstream::from_checkout(&source).expect("a checkout");
+        assert!(!upstream.is_pinned());
+        assert_eq!(upstream.hash(), hash_tree(&source).expect("hash"));
+    }
+
+    #[test]
     fn a_directory_without_a_collector_is_no_checkout() {
         let dir = vendor();
         let error = Upstream::from_checkout(dir.path()).expect_err("no CMakeLists.txt");

@@ -61,8 +61,8 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_enum, value_name = "PART")]
     pub(crate) only: Vec<Part>,
 
-    /// Build collectors that check themselves (GC_ASSERTIONS): slow, for tests, beside the
-    /// normal ones
+    /// Build collectors that check themselves (GC_ASSERTIONS) instead: slow, for tests, in
+    /// directories of their own
     #[arg(long)]
     pub(crate) assertions: bool,
 }

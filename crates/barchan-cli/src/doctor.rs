@@ -113,7 +113,7 @@ fn try_out(source: Source) -> SourceState {
             match error {
                 OpenError::Unavailable(why) => {
                     let errno = why.errno.map_or_else(
-                        || " did not have its effect".to_owned(),
+                        || " came out wrong".to_owned(),
                         |errno| format!(" failed with {errno}"),
                     );
                     state.why = Some(format!("{}{errno}", why.step));

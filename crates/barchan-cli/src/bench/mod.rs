@@ -94,13 +94,16 @@ impl Plan {
     }
 }
 
+/// A configuration, and how to run it or why that cannot be done here.
+type Checked = (Config, std::result::Result<Ready, String>);
+
 /// Runs the subcommand.
 pub(crate) fn command(layout: &Layout, args: &BenchArgs) -> Result<ExitCode> {
     let plan = Plan::new(args);
     if !args.list && !args.no_build {
         build_needed(layout, &plan)?;
     }
-    let checked: Vec<_> = plan
+    let checked: Vec<Checked> = plan
         .configs
         .iter()
         .map(|config| (*config, preflight::check(layout, *config, &plan.environment(*config))))
@@ -151,7 +154,7 @@ fn build_needed(layout: &Layout, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-fn list(plan: &Plan, checked: &[(Config, std::result::Result<Ready, String>)]) {
+fn list(plan: &Plan, checked: &[Checked]) {
     println!("Workloads:");
     for workload in &plan.workloads {
         println!("  {:<16} {}", workload.name, workload.title);
@@ -172,7 +175,7 @@ fn measure(
     layout: &Layout,
     args: &BenchArgs,
     plan: &Plan,
-    checked: &[(Config, std::result::Result<Ready, String>)],
+    checked: &[Checked],
     stop: &AtomicBool,
 ) -> Report {
     let ready: Vec<(Config, &Ready)> =

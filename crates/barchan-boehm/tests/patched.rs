@@ -1,0 +1,69 @@
+//! Builds the patched collector for real and holds it against the distribution's.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use barchan_boehm::tool::Tool;
+use barchan_boehm::{Collector, Flavour, Layout, SystemCollector, build, elf, libbarchan};
+
+fn patched() -> Collector {
+    let layout = Layout::new(Layout::compiled_root()).expect("the tests run in a checkout");
+    build(&layout, Flavour::PATCHED, &mut |line| eprintln!("{line}")).expect("patched builds")
+}
+
+#[test]
+fn exports_every_symbol_of_the_distribution_and_none_of_the_library() {
+    let ours = elf::exports(&patched().library_dir().join("libgc.so.1")).expect("nm");
+    let leaked: Vec<_> = ours.iter().filter(|name| name.starts_with("barchan_")).collect();
+    assert!(leaked.is_empty(), "the library linked in shows: {leaked:?}");
+
+    let system = match SystemCollector::find() {
+        Ok(system) => system,
+        Err(error) => {
+            eprintln!("SKIPPED: nothing to compare with: {error}");
+            return;
+        }
+    };
+    let theirs = elf::exports(&system.library_dir().join("libgc.so.1")).expect("nm");
+    assert!(theirs.len() > 250, "only {} symbols read", theirs.len());
+    let missing: Vec<_> = theirs.difference(&ours).collect();
+    assert!(missing.is_empty(), "not exported: {missing:?}");
+}
+
+#[test]
+fn needs_no_file_that_the_stock_collector_does_not_bring() {
+    let library = patched().library_dir().join("libgc.so.1");
+    let dynamic = Tool::new("readelf").args(["--dynamic", "--wide"]).arg(&library).run();
+    let dynamic = dynamic.expect("readelf");
+    let needed: BTreeSet<&str> = dynamic
+        .lines()
+        .filter(|line| line.contains("(NEEDED)"))
+        .filter_map(|line| Some(line.split_once('[')?.1.split_once(']')?.0))
+        .collect();
+    assert!(needed.contains("libc.so.6"), "{needed:?}");
+    assert!(!needed.iter().any(|name| name.contains("barchan")), "{needed:?}");
+}
+
+#[test]
+fn brings_the_library_header_and_pkg_config_file() {
+    let prefix = patched().prefix();
+    let shared = prefix.join("lib").join(libbarchan::SONAME);
+    assert_eq!(elf::soname(&shared).expect("soname"), libbarchan::SONAME);
+    for wanted in ["lib/libbarchan.a", "lib/libbarchan.so", "include/barchan.h"] {
+        assert!(prefix.join(wanted).exists(), "no {wanted}");
+    }
+    let output = match Command::new("pkg-config")
+        .args(["--cflags", "--libs", "barchan"])
+        .env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"))
+        .output()
+    {
+        Ok(output) => output,
+        Err(error) => {
+            eprintln!("SKIPPED: pkg-config cannot be started: {error}");
+            return;
+        }
+    };
+    let flags = String::from_utf8_lossy(&output.stdout);
+    let include = format!("-I{}", prefix.join("include").display());
+    assert!(flags.contains(&include) && flags.contains("-lbarchan"), "{flags}");
+}
