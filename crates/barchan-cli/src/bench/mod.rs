@@ -157,7 +157,8 @@ fn build_needed(layout: &Layout, plan: &Plan) -> Result<()> {
 fn list(plan: &Plan, checked: &[Checked]) {
     println!("Workloads:");
     for workload in &plan.workloads {
-        println!("  {:<16} {}", workload.name, workload.title);
+        let why = workload.unavailable().map(|why| format!(" (not available: {why})"));
+        println!("  {:<16} {}{}", workload.name, workload.title, why.unwrap_or_default());
     }
     println!("\nConfigurations:");
     for (config, ready) in checked {
@@ -197,7 +198,8 @@ fn measure(
         configs: checked.iter().map(|(c, ready)| config_info(plan, *c, ready)).collect(),
         runs: Vec::new(),
     };
-    let order = schedule(plan.rounds, plan.workloads.len(), ready.len());
+    let mut order = schedule(plan.rounds, plan.workloads.len(), ready.len());
+    order.retain(|&(_, w, _)| report.workloads[w].unavailable.is_none());
     let keys: Vec<Key> = order.iter().map(|&(_, workload, config)| (workload, config)).collect();
     let mut progress = Progress::new(order.len());
     for (i, &(round, w, c)) in order.iter().enumerate() {
@@ -252,6 +254,7 @@ fn workload_info(plan: &Plan, workload: &Workload) -> WorkloadInfo {
         name: workload.name.to_owned(),
         title: workload.title.to_owned(),
         command: command.join(" "),
+        unavailable: workload.unavailable(),
         target: workload.target,
     }
 }

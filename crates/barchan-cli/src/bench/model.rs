@@ -70,6 +70,9 @@ pub(crate) struct WorkloadInfo {
     pub(crate) title: String,
     /// Its command line, without the directory.
     pub(crate) command: String,
+    /// Why it could not be run here, if it could not.
+    #[serde(default)]
+    pub(crate) unavailable: Option<String>,
     /// Speed-up that is asked of the patched collector; 1.0 means "not slower".
     pub(crate) target: f64,
 }

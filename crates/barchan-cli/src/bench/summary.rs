@@ -158,10 +158,16 @@ fn cell(config: Config, samples: &[&Sample]) -> Option<Cell> {
     })
 }
 
-/// Why configurations could not be measured at all, and which; each reason once.
+/// Why configurations and workloads could not be measured at all, and which; each reason
+/// once.
 pub(crate) fn unavailable(report: &Report) -> BTreeMap<&str, Vec<&str>> {
     let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for info in &report.configs {
+        if let Some(why) = &info.unavailable {
+            reasons.entry(why).or_default().push(&info.name);
+        }
+    }
+    for info in &report.workloads {
         if let Some(why) = &info.unavailable {
             reasons.entry(why).or_default().push(&info.name);
         }

@@ -15,10 +15,15 @@ pub(crate) struct Workload {
     pub(crate) quick_scale: f64,
     /// What it does, in a few words.
     pub(crate) title: &'static str,
+    /// A path that has to be there, and the Debian package that has it.
+    pub(crate) needs: Option<(&'static str, &'static str)>,
     /// How many times faster than the better baseline's same mode the patched collector's
     /// generational and incremental modes are meant to be; 1.0 means "not slower".
     pub(crate) target: f64,
 }
+
+/// Where Debian has Unicode's locale data.
+const CLDR: &str = "/usr/share/unicode/cldr";
 
 /// All workloads. Sizes are the programs' defaults (those of the Dune paper where it has
 /// the workload) unless arguments say otherwise.
@@ -29,6 +34,7 @@ pub(crate) const ALL: &[Workload] = &[
         full: &[],
         quick_scale: 0.2,
         title: "short-lived binary trees beside long-lived data",
+        needs: None,
         target: 1.0,
     },
     Workload {
@@ -37,6 +43,7 @@ pub(crate) const ALL: &[Workload] = &[
         full: &[],
         quick_scale: 0.2,
         title: "linked lists of growing length, built, summed and dropped",
+        needs: None,
         target: 1.0,
     },
     Workload {
@@ -45,6 +52,7 @@ pub(crate) const ALL: &[Workload] = &[
         full: &[],
         quick_scale: 0.08,
         title: "a hash map whose 4,000-byte values are replaced all the time",
+        needs: None,
         target: 2.0,
     },
     Workload {
@@ -53,6 +61,7 @@ pub(crate) const ALL: &[Workload] = &[
         full: &[],
         quick_scale: 0.1,
         title: "the DOM of one XML document of 150 MB",
+        needs: None,
         target: 1.0,
     },
     Workload {
@@ -61,6 +70,16 @@ pub(crate) const ALL: &[Workload] = &[
         full: &["--bytes", "15000000", "--repeat", "10"],
         quick_scale: 0.2,
         title: "the DOMs of ten XML documents of 15 MB, one after the other",
+        needs: None,
+        target: 1.0,
+    },
+    Workload {
+        name: "xml-cldr",
+        program: "xml",
+        full: &["--files", CLDR],
+        quick_scale: 0.2,
+        title: "the DOMs of 2,000 real XML documents, Unicode's locale data",
+        needs: Some((CLDR, "unicode-cldr-core")),
         target: 1.0,
     },
     Workload {
@@ -69,6 +88,7 @@ pub(crate) const ALL: &[Workload] = &[
         full: &["--pattern", "scattered"],
         quick_scale: 0.25,
         title: "a large live tree, mutated at random places",
+        needs: None,
         target: 1.4,
     },
     Workload {
@@ -77,6 +97,7 @@ pub(crate) const ALL: &[Workload] = &[
         full: &["--pattern", "clustered"],
         quick_scale: 0.25,
         title: "a large live tree, mutated place by place",
+        needs: None,
         target: 1.4,
     },
     Workload {
@@ -85,6 +106,7 @@ pub(crate) const ALL: &[Workload] = &[
         full: &["--threads", "1"],
         quick_scale: 0.2,
         title: "short-lived lists and trees, one thread",
+        needs: None,
         target: 1.0,
     },
     Workload {
@@ -93,6 +115,7 @@ pub(crate) const ALL: &[Workload] = &[
         full: &["--threads", "2"],
         quick_scale: 0.2,
         title: "short-lived lists and trees, two threads",
+        needs: None,
         target: 1.0,
     },
     Workload {
@@ -101,9 +124,19 @@ pub(crate) const ALL: &[Workload] = &[
         full: &["--threads", "4"],
         quick_scale: 0.2,
         title: "short-lived lists and trees, four threads",
+        needs: None,
         target: 1.0,
     },
 ];
+
+impl Workload {
+    /// Why it cannot be run on this machine, if it cannot.
+    pub(crate) fn unavailable(&self) -> Option<String> {
+        let (path, package) = self.needs?;
+        let missing = !std::path::Path::new(path).exists();
+        missing.then(|| format!("{path} is not there (apt-get install {package})"))
+    }
+}
 
 /// What `--workload` takes.
 pub(crate) fn names() -> PossibleValuesParser {
@@ -118,6 +151,14 @@ pub(crate) fn select(names: &[String]) -> Vec<&'static Workload> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_missing_corpus_names_its_package() {
+        assert_eq!(ALL[0].unavailable(), None);
+        let workload = Workload { needs: Some(("/nonexistent", "some-package")), ..ALL[0] };
+        let why = workload.unavailable().expect("it is not there");
+        assert!(why.contains("apt-get install some-package"), "{why}");
+    }
 
     #[test]
     fn names_are_unique_and_select_keeps_the_tables_order() {

@@ -24,7 +24,7 @@ pub(crate) fn render(report: &Report) -> String {
     );
     header(&mut page, report);
     verdicts(&mut page, report);
-    for workload in &report.workloads {
+    for workload in report.workloads.iter().filter(|w| w.unavailable.is_none()) {
         section(&mut page, report, workload);
     }
     conditions(&mut page, report);
@@ -115,7 +115,7 @@ fn verdicts(page: &mut String, report: &Report) {
         put(page, format_args!("<th>{}</th>", mode.name()));
     }
     page.push_str("</tr>\n");
-    for workload in &report.workloads {
+    for workload in report.workloads.iter().filter(|w| w.unavailable.is_none()) {
         put(page, format_args!("<tr><td><b>{}</b></td>", escape(&workload.name)));
         for mode in &modes {
             page.push_str("<td>");

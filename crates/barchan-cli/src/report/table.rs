@@ -10,7 +10,7 @@ use crate::bench::summary::{self, Cell, Row};
 /// The whole report.
 pub(crate) fn render(report: &Report) -> String {
     let mut out = String::new();
-    for workload in &report.workloads {
+    for workload in report.workloads.iter().filter(|w| w.unavailable.is_none()) {
         out.push_str(&workload_table(report, workload));
         out.push('\n');
     }
