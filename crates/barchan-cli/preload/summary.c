@@ -148,7 +148,8 @@ static void note_state(struct record *r)
         r->incremental = (uint64_t)(gc.is_incremental() != 0);
     if (gc.stats != NULL) {
         struct barchan_stats s = {.size = sizeof s};
-        if (gc.stats(&s, sizeof s)) {
+        gc.stats(&s, sizeof s);
+        if (s.source_name[0] != '\0') { /* it is tracking */
             r->scans = s.scans;
             r->scan_us = s.scan_us;
             r->pages_scanned = s.pages_scanned;
