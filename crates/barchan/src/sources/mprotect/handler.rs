@@ -85,7 +85,7 @@ extern "C" fn on_sigsegv(
 const SEGV_ACCERR: i32 = 2;
 
 fn is_writable_page(page: usize) -> bool {
-    PageRange::new(page, PAGE_SIZE).is_ok_and(is_writable)
+    PageRange::new(page, PAGE_SIZE).is_ok_and(|page| is_writable(page) == Some(true))
 }
 
 /// Whether the faulting access was a store. Our pages can be read at any time, so a faulting load

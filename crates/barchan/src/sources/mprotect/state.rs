@@ -168,7 +168,10 @@ impl State {
         if self.is_set(page) {
             // Another thread resolved it while we waited; or the program protected the page
             // itself, and then the fault is the program's.
-            return if is_writable(at) { Fault::Resolved } else { Fault::Foreign };
+            // Where the kernel cannot say, its owner's promise that it is writable is enforced,
+            // rather than faulting forever.
+            let writable = is_writable(at).unwrap_or_else(|| self.protect(at, READ_WRITE).is_ok());
+            return if writable { Fault::Resolved } else { Fault::Foreign };
         }
         self.put(page, 1, true);
         Counters::add(&self.counters.faults, 1);
@@ -253,17 +256,15 @@ impl State {
 }
 
 /// Whether a store to `page` would succeed now, found out without storing: the page is populated
-/// for writing (Linux 5.14). On older kernels it is made writable, since the region's owner
-/// promised that it is.
-pub(super) fn is_writable(page: PageRange) -> bool {
+/// for writing. `None` on kernels that cannot say (before 5.14).
+pub(super) fn is_writable(page: PageRange) -> Option<bool> {
     // SAFETY: populating a page changes no byte of it.
-    match unsafe { syscall::madvise(page, libc::MADV_POPULATE_WRITE) } {
-        Ok(()) => true,
-        Err(Errno(libc::EINVAL)) => {
-            // SAFETY: the page belongs to a region (or did a moment ago), whose owner promised
-            // that it is readable and writable.
-            unsafe { syscall::mprotect(page, READ_WRITE) }.is_ok()
-        }
-        Err(_) => false,
+    let populated = |page| unsafe { syscall::madvise(page, libc::MADV_POPULATE_WRITE) };
+    match populated(page) {
+        Ok(()) => Some(true),
+        // No permission; or an advice that the kernel does not know, which then does not work on
+        // an empty range either.
+        Err(Errno(libc::EINVAL)) => populated(page.slice(0, 0)).is_ok().then_some(false),
+        Err(_) => Some(false),
     }
 }

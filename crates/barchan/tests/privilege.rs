@@ -1,0 +1,198 @@
+//! Without privileges, in containers, under seccomp: what works, and what the error says if not.
+//!
+//! Each test changes a child process for good, and so runs in one.
+
+mod common;
+
+use barchan::{ErrorKind, KernelWrites, OpenError, Source, Tracker, probe};
+use common::{Memory, alone, collect, errno, in_child, tracker};
+
+/// Becomes nobody, with no group and no capability.
+fn become_nobody(dumpable: bool) -> bool {
+    // SAFETY: numbers only.
+    unsafe {
+        libc::setgroups(0, std::ptr::null()) == 0
+            && libc::setresgid(65534, 65534, 65534) == 0
+            && libc::setresuid(65534, 65534, 65534) == 0
+            && libc::prctl(libc::PR_SET_DUMPABLE, i32::from(dumpable), 0, 0, 0) == 0
+    }
+}
+
+fn is_root() -> bool {
+    // SAFETY: no arguments.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        println!("skipped: becoming another user takes root");
+    }
+    root
+}
+
+fn unavailable(source: Source) -> Option<barchan::Unavailable> {
+    match probe(source) {
+        Err(OpenError::Unavailable(why)) => Some(why),
+        _ => None,
+    }
+}
+
+#[test]
+fn an_unprivileged_user_has_pagemap_scan() {
+    let _alone = alone();
+    if !is_root() || tracker(Source::PagemapScan).is_none() {
+        return;
+    }
+    in_child("nobody", || {
+        let privileged =
+            std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").unwrap_or_default();
+        assert!(become_nobody(true));
+        let tracker = Tracker::builder().ignore_env().open().expect("a tracker");
+        assert_eq!(tracker.source(), Source::PagemapScan, "sysctl: {privileged}");
+        assert_eq!(tracker.kernel_writes(), KernelWrites::Tracked);
+        let memory = Memory::touched(20);
+        let region = memory.track(&tracker);
+        collect(&region);
+        memory.write(3);
+        // SAFETY: the page is the test's.
+        assert_eq!(unsafe { libc::getrandom(memory.page(5).cast(), 4, 0) }, 4);
+        collect(&region) == [3, 5]
+    });
+}
+
+#[test]
+fn an_unprivileged_monitor_refuses_kernel_writes_and_says_so() {
+    let _alone = alone();
+    if !is_root() || tracker(Source::Userfaultfd).is_none() {
+        return;
+    }
+    let sysctl = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd");
+    if sysctl.is_ok_and(|value| value.trim() != "0") {
+        println!("skipped: vm.unprivileged_userfaultfd is on, so users may handle kernel faults");
+        return;
+    }
+    in_child("nobody", || {
+        assert!(become_nobody(true));
+        let tracker = tracker(Source::Userfaultfd).expect("user-mode faults are for everyone");
+        assert_eq!(tracker.kernel_writes(), KernelWrites::Efault);
+        let memory = Memory::touched(20);
+        let region = memory.track(&tracker);
+        collect(&region);
+        memory.write(3);
+        // SAFETY: the page is the test's.
+        let n = unsafe { libc::getrandom(memory.page(5).cast(), 4, 0) };
+        n == -1 && errno() == libc::EFAULT && collect(&region) == [3]
+    });
+}
+
+#[test]
+fn a_process_that_is_not_dumpable_is_told_so_and_falls_back() {
+    let _alone = alone();
+    if !is_root() {
+        return;
+    }
+    in_child("not dumpable", || {
+        assert!(become_nobody(false));
+        let why = unavailable(Source::PagemapScan).expect("no pagemap");
+        assert_eq!(why.kind, ErrorKind::Denied, "{why}");
+        assert!(why.to_string().contains("dumpable"), "{why}");
+        let auto = Tracker::builder().ignore_env().open().expect("a tracker");
+        auto.source() == Source::Mprotect
+    });
+}
+
+/// Makes `call` fail with `errno`, for `ioctl` only with this request.
+fn refuse(call: libc::c_long, request: Option<u32>, errno: i32) -> bool {
+    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let jump_if_not = |k: u32, skip: u8| libc::sock_filter {
+        code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+        jt: 0,
+        jf: skip,
+        k,
+    };
+    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let refused = statement(libc::BPF_RET, libc::SECCOMP_RET_ERRNO | errno as u32);
+    let allowed = statement(libc::BPF_RET, libc::SECCOMP_RET_ALLOW);
+    // Offsets in struct seccomp_data: the call's number at 0, the second argument at 24.
+    let mut filter = vec![statement(load, 0)];
+    match request {
+        None => filter.extend([jump_if_not(call as u32, 1), refused, allowed]),
+        Some(request) => filter.extend([
+            jump_if_not(call as u32, 3),
+            statement(load, 24),
+            jump_if_not(request, 1),
+            refused,
+            allowed,
+        ]),
+    }
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program is live and of the length given.
+    unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+    }
+}
+
+#[test]
+fn a_seccomp_policy_against_userfaultfd_is_named_and_got_around() {
+    let _alone = alone();
+    if tracker(Source::PagemapScan).is_none() {
+        return;
+    }
+    in_child("no userfaultfd", || {
+        // So that /dev/userfaultfd is closed too; others than root do not have it anyway.
+        assert!(!is_root() || become_nobody(true));
+        assert!(refuse(libc::SYS_userfaultfd, None, libc::EPERM));
+        for source in [Source::PagemapScan, Source::Userfaultfd] {
+            let why = unavailable(source).expect("refused");
+            assert_eq!(why.kind, ErrorKind::Denied, "{why}");
+            assert!(why.to_string().contains("seccomp"), "{why}");
+        }
+        let auto = Tracker::builder().ignore_env().open().expect("a tracker");
+        auto.source() == Source::Mprotect
+    });
+}
+
+#[test]
+fn a_seccomp_policy_against_the_scan_is_named_and_got_around() {
+    let _alone = alone();
+    if tracker(Source::PagemapScan).is_none() {
+        return;
+    }
+    for errno in [libc::ENOTTY, libc::EPERM] {
+        in_child("no PAGEMAP_SCAN", || {
+            assert!(refuse(libc::SYS_ioctl, Some(0xc060_6610), errno));
+            let why = unavailable(Source::PagemapScan).expect("refused");
+            let kind =
+                if errno == libc::EPERM { ErrorKind::Denied } else { ErrorKind::Unsupported };
+            assert_eq!(why.kind, kind, "{why}");
+            assert!(why.to_string().contains("PAGEMAP_SCAN"), "{why}");
+            let auto = Tracker::builder().ignore_env().open().expect("a tracker");
+            auto.source() != Source::PagemapScan
+        });
+    }
+}
+
+#[test]
+fn a_scan_refused_later_reports_everything() {
+    let _alone = alone();
+    let Some(tracker) = tracker(Source::PagemapScan) else { return };
+    in_child("a policy that comes later", || {
+        let memory = Memory::touched(20);
+        let region = memory.track(&tracker);
+        collect(&region);
+        assert!(refuse(libc::SYS_ioctl, Some(0xc060_6610), libc::EPERM));
+        collect(&region).len() == 20 && tracker.stats().degraded > 0
+    });
+}
+
+#[test]
+fn descriptors_that_run_out_are_named() {
+    let _alone = alone();
+    in_child("no descriptors", || {
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: a live rlimit.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &none) }, 0);
+        let why = unavailable(Source::PagemapScan).expect("no descriptor");
+        assert_eq!(why.kind, ErrorKind::Exhausted, "{why}");
+        assert!(why.to_string().contains("ulimit -n"), "{why}");
+        Tracker::builder().ignore_env().open().is_ok_and(|t| t.source() == Source::Mprotect)
+    });
+}
