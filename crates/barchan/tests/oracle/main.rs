@@ -204,7 +204,7 @@ fn collect(region: &Region, plan: Plan, bits: &mut [u64]) {
 
 fn sabotage(plan: Plan, round: u64, bits: &mut [u64], pages: usize) {
     if plan.sabotage == Sabotage::DropsOne && round % 100 == 0 {
-        if let Some((first, _)) = bitmap::runs(&bits.to_vec(), pages).last() {
+        if let Some((first, _)) = bitmap::runs(bits, pages).last() {
             bitmap::clear_run(bits, first, 1);
         }
     }
@@ -247,6 +247,7 @@ fn child(region: &Region, ground: &Ground) -> bool {
             ground.stamp(first + *page, 0, u64::MAX - round);
         }
         bits.fill(0);
+        // SAFETY: as above.
         let again = unsafe { region.collect_and_reset_stopped(range, &mut bits) };
         if collected.is_err() || again.is_err() {
             return false;
