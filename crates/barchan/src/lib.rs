@@ -4,6 +4,64 @@
 //! A [`Tracker`] has one [`Source`] of dirty bits, chosen by trying them; it makes [`Region`]s,
 //! which own the tracking of a range. The promises, for every source the same, are those of
 //! [`WriteTracker`]: reports may name too many pages, never too few.
+//!
+//! ```
+//! use barchan::{PAGE_SIZE, PageRange, Tracker};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let start = unsafe {
+//! #     let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+//! #     libc::mmap(std::ptr::null_mut(), 64 * PAGE_SIZE, prot, flags, -1, 0) as usize
+//! # };
+//! let tracker = Tracker::open()?;
+//! let heap = PageRange::new(start, 64 * PAGE_SIZE)?;
+//! // SAFETY: the heap is private anonymous memory and stays mapped as long as the region.
+//! let region = unsafe { tracker.track(heap)? };
+//! let mut dirty = [0u64; 1];
+//! region.collect_and_reset(heap, &mut dirty)?; // new pages are dirty
+//! assert_eq!(dirty, [u64::MAX]);
+//! // SAFETY: the page is ours.
+//! unsafe { ((start + 5 * PAGE_SIZE) as *mut u8).write_volatile(1) };
+//! dirty = [0];
+//! region.collect_and_reset(heap, &mut dirty)?;
+//! assert!(dirty[0] & 1 << 5 != 0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The sources
+//!
+//! | | pagemap-scan | userfaultfd | soft-dirty | mprotect | all-dirty |
+//! |---|---|---|---|---|---|
+//! | needs | Linux 6.7 | Linux 5.14 | `CONFIG_MEM_SOFT_DIRTY` | nothing | nothing |
+//! | first write to a clean page | a fault that the kernel resolves | a fault, two system calls and two thread switches | a fault that the kernel resolves | a signal and a system call | free |
+//! | collecting | one ioctl a scan, atomic | 8 bytes a page are read, one ioctl a dirty run | 8 bytes a page are read; a reset walks the whole process | one `mprotect` a dirty run | free |
+//! | resets while others write | yes | yes | no | yes | no need |
+//! | `read(2)` into a clean page | works | works if the process may handle kernel faults, else `EFAULT` | works | `EFAULT` | works |
+//! | `MADV_DONTNEED`, new mappings | seen | seen | must be told | must be told | seen |
+//! | one store in a huge page reports | 4 KiB | 4 KiB | 2 MiB | 4 KiB | all |
+//! | mappings used | none | none | none | one a run, up to `vm.max_map_count` | none |
+//! | a thread of its own | no | yes | no | no | no |
+//!
+//! **Huge pages.** Arming a whole huge page keeps it; the first write to it, or arming a part,
+//! splits it, so reports are of 4 KiB (but for soft-dirty, which has one bit for a huge page). khugepaged leaves protected pages alone. The
+//! alternative, to report 2 MiB for one store, makes a collector look at 512 pages for one.
+//! Memory of `hugetlbfs` is not supported.
+//!
+//! **Unprivileged use.** pagemap-scan and userfaultfd need no privilege and no
+//! `vm.unprivileged_userfaultfd` (they ask for user-mode faults only where that is all they may
+//! have); a process that is not dumpable, and one whose seccomp policy refuses the calls, is told
+//! so by [`probe`] and gets the next source.
+//!
+//! **Forks.** A child, made by `fork` or a bare `clone`, has everything dirty until it arms; it
+//! then opens descriptors of its own. The parent is not disturbed.
+//!
+//! **Cost control.** [`HotPages`] leaves pages unarmed that are dirty time after time.
+//!
+//! # Features
+//!
+//! `std` (default): everything that talks to the kernel. Without it the crate is `no_std` (with
+//! `alloc`) and holds the bitmap arithmetic, the page ranges, the policy, the names and the errors.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 extern crate alloc;

@@ -38,10 +38,13 @@ impl Source {
 
     /// Whether the source notices by itself that the kernel dropped the contents of pages
     /// (`MADV_DONTNEED`, `mmap` or `mremap` over them). If not, call `Region::remapped` for the
-    /// pages *before* anything is written to them again; a missing call loses writes.
+    /// pages *before* anything is written to them again.
+    ///
+    /// Without that call soft-dirty may miss that pages were dropped (one that is read again, as
+    /// zeros, looks as clean as before), and mprotect also misses the writes to a new mapping.
     #[must_use]
     pub const fn sees_discards(self) -> bool {
-        !matches!(self, Self::Mprotect)
+        !matches!(self, Self::Mprotect | Self::SoftDirty)
     }
 
     /// The name used on command lines and in `BARCHAN_TRACKER`.

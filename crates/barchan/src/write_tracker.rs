@@ -16,7 +16,7 @@ use crate::{PageRange, RegionError, Source};
 /// store by the kernel for a system call (`read`, `recv`, `getrandom`, `process_vm_writev`; see
 /// [`KernelWrites`](crate::KernelWrites) for sources that make such a call fail instead), and the
 /// kernel's dropping of the contents (`MADV_DONTNEED`, `MADV_FREE` once it takes effect; see
-/// [`Source::sees_discards`] for the one source that must be told by [`Self::remapped`]).
+/// [`Source::sees_discards`] for the sources that must be told by [`Self::remapped`]).
 /// Swapping a page out and in is not a write, but may be reported as one.
 ///
 /// Two kinds of writes no source but all-dirty can see: those of devices, and of the kernel to

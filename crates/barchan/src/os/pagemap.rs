@@ -69,8 +69,8 @@ pub(crate) const CHECK_WPASYNC: u64 = 1 << 1;
 pub(crate) struct Found {
     start: u64,
     end: u64,
-    /// The [`category`] bits asked for that hold.
-    pub(crate) categories: u64,
+    /// The [`category`] bits that were asked for and hold; the queries above need none.
+    _categories: u64,
 }
 
 impl Found {
@@ -116,7 +116,8 @@ impl Query {
     /// All pages; nothing is reported (for arming, with no output).
     pub(crate) const EVERY: Self = Self { flags: 0, inverted: 0, mask: 0, anyof: 0, returned: 0 };
 
-    /// Pages that are written. The kernel has a fast path for exactly these masks.
+    /// Pages that are written. The kernel has a fast path for exactly these masks, which also calls
+    /// an empty entry written; a hole in the page tables only on some kernels.
     pub(crate) const WRITTEN: Self = Self {
         flags: 0,
         inverted: 0,
@@ -125,14 +126,13 @@ impl Query {
         returned: category::WRITTEN,
     };
 
-    /// Pages that are written or not in memory, told apart by what is returned; for kernels that
-    /// do not call a hole in the page tables written. Twice as slow as [`Query::WRITTEN`].
-    pub(crate) const WRITTEN_OR_ABSENT: Self = Self {
+    /// Pages that have no entry at all: in a hole of the page tables, mostly.
+    pub(crate) const ABSENT: Self = Self {
         flags: 0,
-        inverted: category::PRESENT,
-        mask: 0,
-        anyof: category::WRITTEN | category::PRESENT,
-        returned: category::WRITTEN | category::PRESENT | category::SWAPPED,
+        inverted: category::PRESENT | category::SWAPPED,
+        mask: category::PRESENT | category::SWAPPED,
+        anyof: 0,
+        returned: category::PRESENT,
     };
 
     /// The same pages, write-protected as they are found.

@@ -19,7 +19,7 @@ use super::Opened;
 use crate::bitmap;
 use crate::error::kind_of;
 use crate::os::lock::EpochLock;
-use crate::os::pagemap::{self, Found, Query, category};
+use crate::os::pagemap::{self, Found, Query};
 use crate::os::uffd::{self, Protect, feature};
 use crate::os::{epoch, syscall};
 use crate::stats::{Counters, ScanTimer};
@@ -39,8 +39,8 @@ pub(crate) struct PagemapScan {
     pagemap: AtomicI32,
     uffd: AtomicI32,
     reopening: EpochLock,
-    /// What finds the dirty pages on this kernel.
-    dirty: Query,
+    /// Whether holes in the page tables have to be asked for by name on this kernel.
+    holes_apart: bool,
     counters: Counters,
 }
 
@@ -113,13 +113,13 @@ impl Descriptors {
 impl PagemapScan {
     pub(crate) fn open() -> Result<Self, Unavailable> {
         let fds = Descriptors::open()?;
-        let dirty = choose_query(fds).inspect_err(|_| fds.close())?;
+        let holes_apart = are_holes_apart(fds).inspect_err(|_| fds.close())?;
         Ok(Self {
             epoch: AtomicU64::new(epoch::current()),
             pagemap: AtomicI32::new(fds.pagemap),
             uffd: AtomicI32::new(fds.uffd),
             reopening: EpochLock::new(),
-            dirty,
+            holes_apart,
             counters: Counters::new(),
         })
     }
@@ -157,12 +157,12 @@ impl Drop for PagemapScan {
     }
 }
 
-/// Finds out whether this kernel calls a hole in the page tables written.
+/// Finds out whether this kernel fails to call a hole in the page tables written.
 ///
 /// A range whose page tables are gone (never touched, or dropped by MADV_DONTNEED and freed) has
-/// no entry to look at. Some kernels report it as written; for those that do not, absent pages are
-/// asked for by name.
-fn choose_query(fds: Descriptors) -> Result<Query, Unavailable> {
+/// no entry to look at. Some kernels report it as written (6.18); for those that do not (6.12),
+/// absent pages are asked for by name.
+fn are_holes_apart(fds: Descriptors) -> Result<bool, Unavailable> {
     const BYTES: usize = 4 << 20;
     let failed = |step, errno| {
         let remedy = "needs Linux 6.7 with PAGEMAP_SCAN, and an ioctl that no policy refuses";
@@ -177,7 +177,7 @@ fn choose_query(fds: Descriptors) -> Result<Query, Unavailable> {
     let range = PageRange::between(start, start + BYTES);
     let mut found = [Found::default(); 4];
     // SAFETY: the pages are ours and new, and an asynchronous registration needs no answerer.
-    let query = unsafe { uffd::register(fds.uffd, range) }
+    let apart = unsafe { uffd::register(fds.uffd, range) }
         .map_err(|errno| failed("UFFDIO_REGISTER", errno))
         .and_then(|()| {
             pagemap::scan(fds.pagemap, Query::WRITTEN.checking(), range, &mut found)
@@ -185,11 +185,11 @@ fn choose_query(fds: Descriptors) -> Result<Query, Unavailable> {
         })
         .map(|scanned| {
             let pages: usize = found[..scanned.filled].iter().map(|f| f.range().pages()).sum();
-            if pages == range.pages() { Query::WRITTEN } else { Query::WRITTEN_OR_ABSENT }
+            pages != range.pages()
         });
     // SAFETY: mapped above, seen by nobody else; unmapping ends the registration.
     unsafe { syscall::munmap(start, BYTES) };
-    query
+    apart
 }
 
 impl Opened for PagemapScan {
@@ -244,10 +244,30 @@ impl PagemapScanRegion {
         Ok(fds)
     }
 
-    /// Scans `range` and ORs the dirty pages into `bits`; returns their number.
+    /// Scans `range` and ORs the dirty pages into `bits`, arming them if `reset`; returns their
+    /// number.
     ///
     /// What the kernel does not answer for is dirty.
-    fn scan(&self, fds: Descriptors, query: Query, range: PageRange, bits: &mut [u64]) -> usize {
+    fn scan(&self, fds: Descriptors, range: PageRange, reset: bool, bits: &mut [u64]) -> usize {
+        let with = |query: Query| if reset { query.protecting() } else { query.checking() };
+        let written = self.scan_for(fds, with(Query::WRITTEN), range, bits);
+        if !self.shared.holes_apart {
+            return written;
+        }
+        // In this order: a hole that is written to after the first scan is found by neither, and
+        // stays unprotected for the next collection, as is right for a concurrent write. A page
+        // that becomes a hole after the first scan is found by the second.
+        written + self.scan_for(fds, with(Query::ABSENT), range, bits)
+    }
+
+    /// ORs the pages of `range` that match `query` into `bits`; returns their number.
+    fn scan_for(
+        &self,
+        fds: Descriptors,
+        query: Query,
+        range: PageRange,
+        bits: &mut [u64],
+    ) -> usize {
         let mut found = [Found::default(); FOUND];
         let mut at = range.start();
         let mut dirty = 0;
@@ -258,14 +278,9 @@ impl PagemapScanRegion {
                 Ok(_) => return dirty + self.give_up(fds, range, rest, bits, None),
                 Err(errno) => return dirty + self.give_up(fds, range, rest, bits, Some(errno)),
             };
-            for found in &found[..filled] {
-                // With the plain query every entry is WRITTEN. With the other one, an entry that
-                // is swapped and not written is clean (swapped out, or armed and never touched).
-                if found.categories & (category::WRITTEN | category::SWAPPED) != category::SWAPPED {
-                    let pages = found.range();
-                    bitmap::set_run(bits, range.index_of(pages.start()), pages.pages());
-                    dirty += pages.pages();
-                }
+            for pages in found[..filled].iter().map(Found::range) {
+                bitmap::set_run(bits, range.index_of(pages.start()), pages.pages());
+                dirty += pages.pages();
             }
             at = walked_to;
         }
@@ -389,7 +404,7 @@ impl WriteTracker for PagemapScanRegion {
         check_bitmap(self.range, range, bits)?;
         let _timer = ScanTimer::start(&self.shared.counters);
         match self.attached() {
-            Some(fds) => drop(self.scan(fds, self.shared.dirty.checking(), range, bits)),
+            Some(fds) => drop(self.scan(fds, range, false, bits)),
             None => bitmap::set_run(bits, 0, range.pages()),
         }
         Ok(())
@@ -399,7 +414,7 @@ impl WriteTracker for PagemapScanRegion {
         check_bitmap(self.range, range, bits)?;
         let _timer = ScanTimer::start(&self.shared.counters);
         let dirty = match self.attached() {
-            Some(fds) => self.scan(fds, self.shared.dirty.protecting(), range, bits),
+            Some(fds) => self.scan(fds, range, true, bits),
             None => {
                 bitmap::set_run(bits, 0, range.pages());
                 self.arm(range)?;

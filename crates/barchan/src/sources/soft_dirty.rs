@@ -11,6 +11,8 @@
 //! A page is dirty if its harvested bit is set, or its kernel bit is set (for a new mapping the
 //! kernel sets it for every page), or it is not in memory: the kernel has lost the bits of merged
 //! mappings, of dropped and of swapped pages before, so absent pages are never taken as clean.
+//! A dropped page that is read again is present, as zeros, and its bit is clear: that it was
+//! dropped has to be told (`remapped`); writes to it are seen all the same.
 //!
 //! Files are opened for each operation, so a fork, or a program that closes all descriptors, cannot
 //! make us read another process. Whoever else clears soft-dirty bits in this process (CRIU, another
