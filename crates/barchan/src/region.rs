@@ -1,5 +1,6 @@
 //! The owning handle of a tracked range.
 
+use core::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use crate::tracker::Shared;
@@ -14,7 +15,7 @@ const CHUNK: usize = 16384;
 /// The methods that take `&self` are those of [`WriteTracker`], which states their semantics; they
 /// neither allocate nor take a lock that a stopped thread could hold.
 pub struct Region {
-    inner: Box<dyn WriteTracker>,
+    inner: ManuallyDrop<Box<dyn WriteTracker>>,
     shared: Arc<Shared>,
 }
 
@@ -29,7 +30,7 @@ pub struct Collected {
 
 impl Region {
     pub(crate) fn new(inner: Box<dyn WriteTracker>, shared: Arc<Shared>) -> Self {
-        Self { inner, shared }
+        Self { inner: ManuallyDrop::new(inner), shared }
     }
 
     /// The source behind it.
@@ -206,7 +207,11 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        self.shared.release(self.range());
+        let range = self.range();
+        // SAFETY: this is the only place that drops it, and it is not used afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.inner) };
+        // Only now may somebody else track the pages.
+        self.shared.release(range);
     }
 }
 

@@ -184,6 +184,39 @@ fn a_scan_refused_later_reports_everything() {
 }
 
 #[test]
+fn a_program_that_closes_all_descriptors_costs_one_collection() {
+    let _alone = alone();
+    let Some(tracker) = tracker(Source::PagemapScan) else { return };
+    let close_all = || {
+        // SAFETY: the child uses none of them but the tracker's, which is what is tested.
+        (3..200).for_each(|fd| assert!(unsafe { libc::close(fd) } <= 0));
+    };
+    for files_in_their_place in [0, 40] {
+        in_child("closefrom", || {
+            let memory = Memory::touched(20);
+            let other = Memory::touched(20);
+            let (region, second) = (memory.track(&tracker), other.track(&tracker));
+            collect(&region);
+            collect(&second);
+            memory.write(3);
+            close_all();
+            (0..files_in_their_place).for_each(|_| {
+                // SAFETY: a static path.
+                assert!(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) } >= 0);
+            });
+            other.write(5);
+            assert!(collect(&region).contains(&3));
+            assert!(collect(&second).contains(&5));
+            // The first finds out about one descriptor, the second about the other.
+            (0..2).for_each(|_| drop((collect(&region), collect(&second))));
+            memory.write(7);
+            other.write(8);
+            collect(&region) == [7] && collect(&second) == [8]
+        });
+    }
+}
+
+#[test]
 fn descriptors_that_run_out_are_named() {
     let _alone = alone();
     in_child("no descriptors", || {

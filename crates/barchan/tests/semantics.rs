@@ -298,6 +298,27 @@ fn protections_of_the_program_do_not_hide_writes() {
 }
 
 #[test]
+fn a_region_may_consist_of_several_mappings() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::touched(300);
+        // A different advice makes a mapping of its own.
+        memory.advise(100, 50, libc::MADV_DONTDUMP).expect("MADV_DONTDUMP");
+        let region = memory.track(&tracker);
+        region.arm(memory.range()).expect("arming");
+        collect(&region);
+        [50, 99, 100, 149, 150, 299].into_iter().for_each(|page| memory.write(page));
+        assert_dirty(&region, &collect(&region), &[50, 99, 100, 149, 150, 299]);
+        region.disarm(memory.range()).expect("disarming");
+        region.arm(memory.range().slice(90, 100)).expect("arming");
+        let expected: Vec<usize> = (0..90).chain(190..300).collect();
+        assert_dirty(&region, &peek(&region), &expected);
+        memory.write(120);
+        assert_covers(&region, &collect(&region), &[120]);
+    }
+}
+
+#[test]
 fn growth_and_shrinking_keep_what_is_known() {
     let _alone = alone();
     for tracker in trackers() {

@@ -149,6 +149,45 @@ impl PagemapScan {
     }
 }
 
+/// Which of the two descriptors somebody closed behind our back (`closefrom`, a daemon's start).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    Pagemap,
+    Uffd,
+}
+
+impl PagemapScan {
+    /// Opens anew what was lost, unless another thread already has. The old number is not closed:
+    /// it is nobody's, or by now somebody else's.
+    #[cold]
+    fn replace(&self, lost: Lost, was: Descriptors) {
+        let _held = self.reopening.lock();
+        let now = self.fds();
+        if self.epoch.load(Ordering::Acquire) != epoch::current() {
+            return;
+        }
+        // If it cannot be had, everything stays dirty, and the next collection tries again.
+        match lost {
+            Lost::Pagemap if now.pagemap == was.pagemap => {
+                if let Ok(pagemap) = pagemap::open() {
+                    self.pagemap.store(pagemap, Ordering::Relaxed);
+                }
+            }
+            Lost::Uffd if now.uffd == was.uffd => {
+                if let Ok(uffd) = Descriptors::open_uffd() {
+                    self.uffd.store(uffd, Ordering::Relaxed);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The error of a request to a descriptor that is not (or no longer) of the right kind.
+fn is_lost(errno: Errno) -> bool {
+    matches!(errno.0, libc::EBADF | libc::ENOTTY)
+}
+
 impl Drop for PagemapScan {
     fn drop(&mut self) {
         if self.epoch.load(Ordering::Acquire) == epoch::current() {
@@ -300,12 +339,30 @@ impl PagemapScanRegion {
     ) -> usize {
         Counters::add(&self.shared.counters.degraded, 1);
         bitmap::set_run(bits, range.index_of(rest.start()), rest.pages());
-        if errno == Some(Errno(libc::EPERM)) {
-            // It fails if something there can never be tracked; then it stays dirty, which is
-            // what has just been said.
-            let _ = register(fds, rest);
+        match errno {
+            Some(errno) if is_lost(errno) => self.shared.replace(Lost::Pagemap, fds),
+            // Some mapping is not registered: it was replaced, or the userfaultfd is gone. If it
+            // can never be tracked it stays dirty, which is what has just been said.
+            Some(Errno(libc::EPERM)) => drop(self.register_again(fds, rest)),
+            _ => {}
         }
         rest.pages()
+    }
+
+    /// Registers `range`, with a new userfaultfd if the one there was is gone; its descriptors.
+    fn register_again(
+        &self,
+        fds: Descriptors,
+        range: PageRange,
+    ) -> Result<Descriptors, RegionError> {
+        match register(fds, range) {
+            Err(RegionError::System { errno, .. }) if is_lost(errno) => {
+                self.shared.replace(Lost::Uffd, fds);
+                let fds = self.shared.fds();
+                register(fds, range).map(|()| fds)
+            }
+            other => other.map(|()| fds),
+        }
     }
 
     /// Arms `range`, which must be registered.
@@ -360,7 +417,12 @@ impl WriteTracker for PagemapScanRegion {
         let armed = match self.protect(fds, range) {
             // Some mapping was replaced unannounced; once registered anew it can be armed.
             Err(Errno(libc::EPERM)) => {
-                register(fds, range)?;
+                let fds = self.register_again(fds, range)?;
+                self.protect(fds, range)
+            }
+            Err(errno) if is_lost(errno) => {
+                self.shared.replace(Lost::Pagemap, fds);
+                let fds = self.register_again(self.shared.fds(), range)?;
                 self.protect(fds, range)
             }
             other => other,

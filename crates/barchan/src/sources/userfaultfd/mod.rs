@@ -244,11 +244,24 @@ fn protect(uffd: i32, range: PageRange, what: Protect) -> Result<(), RegionError
     match uffd::write_protect(uffd, range, what) {
         Err(Errno(libc::ENOENT)) => {
             register(uffd, range)?;
-            uffd::write_protect(uffd, range, what)
+            protect_piecewise(uffd, range, what)
         }
         other => other,
     }
     .map_err(|errno| refused("UFFDIO_WRITEPROTECT", range, errno))
+}
+
+/// As `write_protect`, for a range that may span several mappings, which kernels before 6.4 refuse
+/// with ENOENT: halves it until each piece lies in one.
+fn protect_piecewise(uffd: i32, range: PageRange, what: Protect) -> Result<(), Errno> {
+    match uffd::write_protect(uffd, range, what) {
+        Err(Errno(libc::ENOENT)) if range.pages() > 1 => {
+            let half = range.pages() / 2;
+            protect_piecewise(uffd, range.slice(0, half), what)?;
+            protect_piecewise(uffd, range.slice(half, range.pages() - half), what)
+        }
+        other => other,
+    }
 }
 
 impl UserfaultfdRegion {
