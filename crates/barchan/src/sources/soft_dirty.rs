@@ -211,7 +211,7 @@ fn check_bits() -> Result<(), Unavailable> {
         kind,
         step,
         errno,
-        remedy: "use a kernel built with CONFIG_MEM_SOFT_DIRTY (x86-64; not in cloud flavours)",
+        remedy: "use a kernel built with CONFIG_MEM_SOFT_DIRTY (Debian's generic flavour is)",
     };
     let failed = |step, errno| unavailable(kind_of(errno), step, Some(errno));
     let bytes = crate::PAGE_SIZE;

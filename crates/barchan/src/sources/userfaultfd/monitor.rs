@@ -142,11 +142,12 @@ extern "C" fn run(shared: *mut c_void) -> libc::c_int {
         match uffd::next_faults(shared.uffd, &mut messages) {
             Ok(n) => {
                 for page in messages.iter().take(n).filter_map(Message::page) {
+                    // Before the writer goes on, who may look at the counter.
+                    Counters::add(&shared.counters.faults, 1);
                     if uffd::write_protect(shared.uffd, page, Protect::OffAndWake).is_err() {
                         // The page went away meanwhile; whoever waits finds out for themselves.
                         uffd::wake(shared.uffd, page);
                     }
-                    Counters::add(&shared.counters.faults, 1);
                 }
             }
             Err(Errno(libc::EAGAIN | libc::EINTR)) => {}

@@ -1,0 +1,138 @@
+//! The two descriptors of the source: how they are opened, what is asked of the kernel through
+//! them besides scanning, and what an error of theirs means.
+
+use crate::error::kind_of;
+use crate::os::pagemap::{self, Found, Query};
+use crate::os::syscall;
+use crate::os::uffd::{self, feature};
+use crate::{Errno, ErrorKind, PageRange, RegionError, Source, Unavailable};
+
+/// A pair of descriptors that refer to this process.
+#[derive(Clone, Copy)]
+pub(super) struct Descriptors {
+    pub(super) pagemap: i32,
+    pub(super) uffd: i32,
+}
+
+fn unavailable(
+    kind: ErrorKind,
+    step: &'static str,
+    errno: Errno,
+    remedy: &'static str,
+) -> Unavailable {
+    Unavailable { source: Source::PagemapScan, kind, step, errno: Some(errno), remedy }
+}
+
+impl Descriptors {
+    pub(super) fn open() -> Result<Self, Unavailable> {
+        let pagemap = pagemap::open().map_err(|errno| {
+            let remedy = pagemap::open_remedy(errno);
+            unavailable(kind_of(errno), "opening /proc/self/pagemap", errno, remedy)
+        })?;
+        match Self::open_uffd() {
+            Ok(uffd) => Ok(Self { pagemap, uffd }),
+            Err(why) => {
+                // SAFETY: opened above, and owned by nobody else.
+                unsafe { syscall::close(pagemap) };
+                Err(why)
+            }
+        }
+    }
+
+    pub(super) fn open_uffd() -> Result<i32, Unavailable> {
+        let (fd, _) = uffd::open(false).map_err(|errno| {
+            unavailable(
+                kind_of(errno),
+                "userfaultfd(UFFD_USER_MODE_ONLY)",
+                errno,
+                uffd::open_remedy(errno),
+            )
+        })?;
+        let wanted = feature::PAGEFAULT_FLAG_WP | feature::WP_UNPOPULATED | feature::WP_ASYNC;
+        let refused = match uffd::negotiate(fd, wanted) {
+            Ok(given) if given & wanted == wanted => return Ok(fd),
+            Ok(_) => Errno(libc::EINVAL),
+            Err(errno) => errno,
+        };
+        // SAFETY: opened above, and owned by nobody else.
+        unsafe { syscall::close(fd) };
+        Err(unavailable(
+            ErrorKind::Unsupported,
+            "asking userfaultfd for WP_ASYNC",
+            refused,
+            "needs Linux 6.7 with CONFIG_PTE_MARKER_UFFD_WP, and an ioctl that no policy refuses",
+        ))
+    }
+
+    pub(super) fn close(self) {
+        // SAFETY: the pair is owned by whoever calls this, who forgets it.
+        unsafe {
+            syscall::close(self.pagemap);
+            syscall::close(self.uffd);
+        }
+    }
+}
+
+/// Finds out whether this kernel fails to call a hole in the page tables written.
+///
+/// A range whose page tables are gone (never touched, or dropped by MADV_DONTNEED and freed) has
+/// no entry to look at. Some kernels report it as written (6.18); for those that do not (6.12),
+/// absent pages are asked for by name.
+pub(super) fn are_holes_apart(fds: Descriptors) -> Result<bool, Unavailable> {
+    const BYTES: usize = 4 << 20;
+    let failed = |step, errno| {
+        let remedy = "needs Linux 6.7 with PAGEMAP_SCAN, and an ioctl that no policy refuses";
+        let kind = match errno {
+            Errno(libc::ENOTTY | libc::EINVAL) => ErrorKind::Unsupported,
+            other => kind_of(other),
+        };
+        unavailable(kind, step, errno, remedy)
+    };
+    let start = syscall::mmap_anonymous(BYTES, libc::PROT_READ | libc::PROT_WRITE, 0)
+        .map_err(|errno| failed("mapping 4 MiB to probe PAGEMAP_SCAN with", errno))?;
+    let range = PageRange::between(start, start + BYTES);
+    let mut found = [Found::default(); 4];
+    // SAFETY: the pages are ours and new, and an asynchronous registration needs no answerer.
+    let apart = unsafe { uffd::register(fds.uffd, range) }
+        .map_err(|errno| failed("UFFDIO_REGISTER", errno))
+        .and_then(|()| {
+            pagemap::scan(fds.pagemap, Query::WRITTEN.checking(), range, &mut found)
+                .map_err(|errno| failed("the PAGEMAP_SCAN ioctl", errno))
+        })
+        .map(|scanned| {
+            let pages: usize = found[..scanned.filled].iter().map(|f| f.range().pages()).sum();
+            pages != range.pages()
+        });
+    // SAFETY: mapped above, seen by nobody else; unmapping ends the registration.
+    unsafe { syscall::munmap(start, BYTES) };
+    apart
+}
+
+/// The error of a request to a descriptor that is not (or no longer) of the right kind.
+pub(super) fn is_lost(errno: Errno) -> bool {
+    matches!(errno.0, libc::EBADF | libc::ENOTTY)
+}
+
+/// Registers `range`; registering twice is harmless and keeps the state of the pages.
+pub(super) fn register(fds: Descriptors, range: PageRange) -> Result<(), RegionError> {
+    // SAFETY: 1. the pages belong to the region, by the promise of whoever tracks it. 2. The
+    // registration is asynchronous: no fault waits for an answer.
+    unsafe { uffd::register(fds.uffd, range) }.map_err(|errno| RegionError::System {
+        step: "UFFDIO_REGISTER for write-protection",
+        range,
+        errno,
+        remedy: match errno.0 {
+            libc::EBUSY => "another userfaultfd has registered the pages; end that first",
+            libc::ENOMEM => "the kernel is out of memory or mappings (vm.max_map_count)",
+            _ => "the range must be mapped, private, anonymous and writable",
+        },
+    })
+}
+
+/// Ends the registration of pages that the region gives up; they may be unmapped already.
+pub(super) fn release(fds: Descriptors, range: PageRange) {
+    if !range.is_empty() {
+        // ENOENT or EINVAL: no mapping there, so nothing is registered either.
+        let _ = uffd::unregister(fds.uffd, range);
+    }
+}
