@@ -1,0 +1,161 @@
+//! `cargo xtask setup`: the Debian packages that a build and the tests need.
+//!
+//! It says what is missing and what for, then installs it with apt-get. With nothing missing
+//! it does nothing and needs no privilege. Other distributions are told the names.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, bail};
+
+use crate::cargo;
+
+/// A package and what it is needed for.
+type Package = (&'static str, &'static str);
+
+/// What a build and the benchmark need.
+pub(crate) const BUILD: &[Package] = &[
+    ("g++", "compiles the collector and its C++ interface"),
+    ("cmake", "builds the collector"),
+    ("make", "builds the collector and the workloads"),
+    ("patch", "applies the patch series"),
+    ("pkg-config", "finds the libraries"),
+    ("libexpat1-dev", "parser of the XML workload"),
+    ("libgc1", "the collector that users have: a baseline of the benchmark"),
+    ("unicode-cldr-core", "real XML files to parse"),
+];
+
+/// What the tests need beyond that.
+pub(crate) const TEST: &[Package] = &[
+    ("libgc-dev", "compiles the workloads against the distribution's collector"),
+    ("python3", "checks what the workloads print"),
+    ("guile-3.0", "a real program on the collector"),
+    ("w3m", "a real program on the collector"),
+    ("ecl", "a real program on the collector"),
+];
+
+/// `cargo xtask setup`
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Also what the tests need
+    #[arg(long)]
+    test: bool,
+}
+
+/// Runs the task.
+pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
+    install(BUILD)?;
+    if args.test {
+        for_tests()?;
+    }
+    println!("setup: all there");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the tests need beyond [`BUILD`]: packages, and two components of the toolchain.
+pub(crate) fn for_tests() -> anyhow::Result<()> {
+    install(TEST)?;
+    for (component, subcommand) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
+        let there = cargo::cargo(&[subcommand, "--version"])?
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success());
+        if there {
+            continue;
+        }
+        println!("setup: the toolchain lacks {component}; rustup adds it");
+        let status = Command::new("rustup").args(["component", "add", component]).status();
+        if !status.is_ok_and(|status| status.success()) {
+            bail!("cargo {subcommand} is missing: rustup component add {component}");
+        }
+    }
+    Ok(())
+}
+
+/// Installs those of `packages` that are missing.
+pub(crate) fn install(packages: &[Package]) -> anyhow::Result<()> {
+    if !on_path("apt-get") || !on_path("dpkg-query") {
+        let names: Vec<_> = packages.iter().map(|(name, _)| *name).collect();
+        bail!(
+            "this is not Debian (no apt-get, no dpkg-query): install what Debian calls\n  {}\n\
+             by your distribution's means, then run this again with --skip-setup",
+            names.join(" ")
+        );
+    }
+    let missing: Vec<Package> =
+        packages.iter().filter(|(name, _)| !installed(name)).copied().collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("setup: these Debian packages are missing and will be installed:");
+    for (name, purpose) in &missing {
+        println!("  {name:<18} {purpose}");
+    }
+    std::io::stdout().flush().context("cannot write to standard output")?;
+    let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
+    apt_get(&["update"], &names)?;
+    let mut install = vec!["install", "--yes", "--no-install-recommends"];
+    install.extend(&names);
+    apt_get(&install, &names)
+}
+
+fn apt_get(args: &[&str], packages: &[&str]) -> anyhow::Result<()> {
+    let by_hand = || format!("by hand: apt-get update && apt-get install {}", packages.join(" "));
+    let mut command = if rustix::process::geteuid().is_root() {
+        Command::new("env")
+    } else if on_path("sudo") {
+        let mut sudo = Command::new("sudo");
+        sudo.arg("env");
+        sudo
+    } else {
+        bail!("not root, and there is no sudo; as root, {}", by_hand());
+    };
+    command
+        .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--quiet"])
+        .args(["-o", "DPkg::Lock::Timeout=120"])
+        .args(args);
+    let status = command.status().context("cannot start apt-get")?;
+    if !status.success() {
+        bail!("apt-get {} failed ({status}); {}", args.join(" "), by_hand());
+    }
+    Ok(())
+}
+
+fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain([Path::new("/usr/sbin").into()])
+        .any(|dir| dir.join(program).is_file())
+}
+
+/// Whether dpkg has `package` installed; a removed one whose settings are left is not.
+fn installed(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}\n", package])
+        .stderr(Stdio::null())
+        .output()
+        .is_ok_and(|o| String::from_utf8_lossy(&o.stdout).lines().any(|l| l == "installed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn installed_and_unknown_packages_are_told_apart() {
+        if !on_path("dpkg-query") {
+            eprintln!("SKIPPED: not Debian, no dpkg-query");
+            return;
+        }
+        assert!(installed("dpkg"));
+        assert!(!installed("no-such-package-of-barchan"));
+    }
+
+    #[test]
+    fn programs_are_looked_for_on_the_path() {
+        assert!(on_path("sh"));
+        assert!(!on_path("no-such-program-of-barchan"));
+    }
+}
