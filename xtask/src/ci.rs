@@ -29,7 +29,7 @@ pub(crate) struct Args {
 
     /// Minutes after which the run is ended, whatever it is at
     #[arg(long, value_name = "N", default_value_t = TOTAL_MINUTES,
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = clap::value_parser!(u64).range(1..=1440))]
     limit_minutes: u64,
 }
 
