@@ -12,7 +12,7 @@ use std::error::Error;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use barchan::{HotPagePolicy, HotPages, RegionError, Tracker};
+use barchan::{HotPagePolicy, HotPages, PAGE_SIZE, PageRange, RegionError, Tracker};
 use barchan_benches::{
     BYTES_ENV, DEFAULT_BYTES, Memory, TRIAL_BYTES, Tracked, bytes_to_track, scattered, trackers,
 };
@@ -22,7 +22,10 @@ type Group<'a> = BenchmarkGroup<'a, criterion::measurement::WallTime>;
 
 /// Pages written between two armings when faults are timed: few enough that mprotect keeps within
 /// its mappings, many enough that reading the clock does not count.
-const FAULTS: usize = 4096;
+const FAULTS_PER_BATCH: u32 = 4096;
+
+/// A small heap, 64 MiB.
+const SMALL_PAGES: usize = (64 << 20) / PAGE_SIZE;
 
 fn main() {
     if let Err(why) = run() {
@@ -44,7 +47,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
     let memory = Memory::resident(bytes)?;
-    let size = format!("{} MiB", bytes >> 20);
+    let size = mebibytes(memory.range());
     for tracker in trackers() {
         let mut group = criterion.benchmark_group(tracker.source().name());
         group.sampling_mode(SamplingMode::Flat);
@@ -90,33 +93,46 @@ fn arming(
     Ok(())
 }
 
-/// The first write to a clean page; all-dirty shows what the write costs alone.
+/// The first write to a clean page, when the writes are scattered over all the memory and when
+/// they are over 64 MiB of it, where page tables are in the cache; all-dirty shows what the write
+/// costs alone.
 fn write_faults(
     group: &mut Group<'_>,
     memory: &Memory,
     tracker: &Tracker,
 ) -> Result<(), RegionError> {
     let tracked = memory.track(tracker)?;
-    let range = memory.range();
-    let pages = scattered(range.pages(), FAULTS);
     group.throughput(Throughput::Elements(1));
-    group.bench_function("write-fault", |b| {
-        b.iter_custom(|iters| {
-            let (mut total, mut left) = (Duration::ZERO, iters);
-            while left > 0 {
-                let batch = usize::try_from(left).unwrap_or(usize::MAX).min(pages.len());
-                // Disarmed first: one mapping again, whatever the last batch made of it.
-                done(tracked.region.disarm(range));
-                done(tracked.region.arm(range));
-                let began = Instant::now();
-                memory.write(pages[..batch].iter().copied());
-                total += began.elapsed();
-                left -= batch as u64;
-            }
-            total
+    for pages in sizes(memory.range().pages()) {
+        let part = memory.range().slice(0, pages);
+        let order = scattered(pages, FAULTS_PER_BATCH as usize);
+        group.bench_function(BenchmarkId::new("write-fault", mebibytes(part)), |b| {
+            // Always the whole batch, or the preparation, which is long, would let criterion choose
+            // to measure one fault of a program that has just slept.
+            b.iter_custom(|iters| {
+                let batches = timed(
+                    iters,
+                    || {
+                        // Disarmed first: one mapping again, whatever the last batch made of it.
+                        done(tracked.region.disarm(part));
+                        done(tracked.region.arm(part));
+                    },
+                    || memory.write(order.iter().copied()),
+                );
+                batches / FAULTS_PER_BATCH
+            });
         });
-    });
+    }
     Ok(())
+}
+
+/// All the memory, and the small part of it if that is less.
+fn sizes(pages: usize) -> impl Iterator<Item = usize> {
+    [SMALL_PAGES].into_iter().filter(move |&small| small < pages).chain([pages])
+}
+
+fn mebibytes(range: PageRange) -> String {
+    format!("{} MiB", range.len_bytes() >> 20)
 }
 
 /// Collecting all the memory when some of it is dirty.
@@ -148,45 +164,71 @@ fn collections(
     Ok(())
 }
 
-/// A skewed program: each cycle writes the same twentieth of the pages and another hundredth
-/// that it has not written lately, then collects. Timed are the writes, which fault, and the
-/// collection; printed is how many pages a collection reported, of which 6 % were written.
+/// What sparing hot pages saves when they lie together, and when they lie scattered, which cuts
+/// what remains to be asked about into many pieces.
 fn hot_pages(group: &mut Group<'_>, memory: &Memory, tracker: &Tracker) -> Result<(), RegionError> {
-    let range = memory.range();
-    // A heap of at most 64 MiB: the policy's effect is a ratio.
-    let pages = range.pages().min((64 << 20) / barchan::PAGE_SIZE);
-    let part = range.slice(0, pages);
+    // The policy's effect is a ratio, which a small heap shows as well.
+    let pages = memory.range().pages().min(SMALL_PAGES);
     let mixed = scattered(pages, pages);
     let (hot, cold) = mixed.split_at(pages / 20);
-    group.throughput(Throughput::Elements((pages / 20 + pages / 100) as u64));
+    skewed(group, memory, tracker, "scattered", hot, cold)?;
+    let cold: Vec<usize> = mixed.iter().copied().filter(|&page| page >= pages / 20).collect();
+    let hot: Vec<usize> = (0..pages / 20).collect();
+    skewed(group, memory, tracker, "together", &hot, &cold)
+}
+
+/// A skewed program: each cycle writes all pages of `hot` and some of `cold`, not the same as
+/// lately, then collects. Timed are the writes, which fault, and the collection; printed is how
+/// many pages a collection reported.
+fn skewed(
+    group: &mut Group<'_>,
+    memory: &Memory,
+    tracker: &Tracker,
+    layout: &str,
+    hot: &[usize],
+    cold: &[usize],
+) -> Result<(), RegionError> {
+    let pages = hot.len() + cold.len();
+    let part = memory.range().slice(0, pages);
+    let cold_a_cycle = pages / 100;
+    group.throughput(Throughput::Elements((hot.len() + cold_a_cycle) as u64));
     for (name, policy) in [("off", HotPagePolicy::OFF), ("on", HotPagePolicy::default())] {
         let mut tracked = memory.track(tracker)?;
         let mut memory_of_hot = HotPages::new(policy, part);
-        let mut cold = cold.chunks((pages / 100).max(1)).cycle();
-        let (mut reported, mut cycles) = (0, 0);
+        let mut cold = cold.chunks_exact(cold_a_cycle).cycle();
         let mut cycle = |tracked: &mut Tracked<'_>| {
             let began = Instant::now();
             memory.write(hot.iter().copied());
             memory.write(cold.next().into_iter().flatten().copied());
-            let dirty = collect_sparing(tracked, &mut memory_of_hot);
-            let took = began.elapsed();
-            reported += dirty;
-            cycles += 1;
-            took
+            let reported = collect_sparing(tracked, &mut memory_of_hot);
+            (began.elapsed(), reported)
         };
         // The policy has to have seen what is hot before its effect can be measured.
         for _ in 0..2 * usize::from(HotPagePolicy::default().max_spared) {
             cycle(&mut tracked);
         }
-        group.bench_function(BenchmarkId::new("skewed-writes/hot-page-policy", name), |b| {
-            b.iter_custom(|iters| (0..iters).map(|_| cycle(&mut tracked)).sum());
+        let (mut reported, mut cycles) = (0, 0);
+        let what = format!("hot-pages-{layout}/policy-{name}");
+        group.bench_function(&what, |b| {
+            b.iter_custom(|iters| {
+                let mut total = Duration::ZERO;
+                for _ in 0..iters {
+                    let (took, dirty) = cycle(&mut tracked);
+                    total += took;
+                    reported += dirty;
+                    cycles += 1;
+                }
+                total
+            });
         });
-        println!(
-            "{}: hot-page policy {name}: {} of {pages} pages reported a collection, {} written",
-            tracker.source(),
-            reported / cycles.max(1),
-            pages / 20 + pages / 100
-        );
+        // None if the command line's filter left it out.
+        if let Some(mean) = reported.checked_div(cycles) {
+            println!(
+                "{}/{what}: {mean} of {pages} pages reported a collection, {} written",
+                tracker.source(),
+                hot.len() + cold_a_cycle
+            );
+        }
     }
     Ok(())
 }

@@ -18,8 +18,8 @@ pub const DEFAULT_BYTES: usize = 1 << 30;
 /// How much memory is tracked when the benches are only tried (`--test`), in bytes.
 pub const TRIAL_BYTES: usize = 16 << 20;
 
-/// The least that makes sense: one dirty page in a hundred is still a few pages.
-const MIN_BYTES: usize = 4 << 20;
+/// The least that makes sense: as many pages as are written in one go when faults are timed.
+const MIN_BYTES: usize = 16 << 20;
 
 /// [`BYTES_ENV`] is set to something that is no size.
 #[derive(Debug)]

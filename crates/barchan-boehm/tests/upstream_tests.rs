@@ -1,0 +1,275 @@
+//! bdwgc's own test programs, against the stock and the patched collector, in every mode and
+//! under every tracker that this machine has.
+//!
+//! Every program runs in a process group of its own and is killed, and counts as failed, when it
+//! takes too long. What fails under the patched collector is excused only if the stock collector
+//! failed at the same program in the same mode in this very run; the summary says so.
+//!
+//! What a program leaves in the log is looked at by people, not here: upstream's tests tell by
+//! their exit status.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use barchan::Source;
+use barchan_boehm::{Collector, Flavour, Layout, build};
+
+/// How long one program may take, in seconds: the longest takes 8 on two idle cores.
+const LIMIT_S: u32 = 120;
+
+/// `timeout` says this when it had to end the program.
+const TIMED_OUT: [i32; 2] = [124, 128 + 9];
+
+/// Programs run at a time; most have one thread, and the longest has several.
+const WORKERS: usize = 2;
+
+/// Programs that say little about dirty bits for their time, left out of the runs under the
+/// trackers that are not the best one (that one runs everything).
+const LONG_AND_ALIKE: [&str; 2] = ["disclaim_bench", "staticrootstest"];
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mode {
+    Full,
+    Incremental,
+    Generational,
+}
+
+impl Mode {
+    const ALL: [Self; 3] = [Self::Full, Self::Incremental, Self::Generational];
+
+    fn environment(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Full => &[],
+            Self::Incremental => &[("GC_ENABLE_INCREMENTAL", "1"), ("GC_PAUSE_TIME_TARGET", "5")],
+            Self::Generational => {
+                &[("GC_ENABLE_INCREMENTAL", "1"), ("GC_PAUSE_TIME_TARGET", "999999")]
+            }
+        }
+    }
+}
+
+/// One program to be run in one way.
+struct Job<'a> {
+    program: String,
+    mode: Mode,
+    collector: &'a Collector,
+    /// What the patched collector is told to use.
+    tracker: Option<Source>,
+}
+
+impl fmt::Display for Job<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} {}", self.program, self.mode, self.collector.flavour())?;
+        self.tracker.map_or(Ok(()), |tracker| write!(f, " {tracker}"))
+    }
+}
+
+/// How a job ended.
+struct Outcome {
+    took: Duration,
+    failure: Option<String>,
+}
+
+impl Job<'_> {
+    /// Runs it in `directory`, which is its own.
+    fn run(&self, directory: &Path) -> Outcome {
+        fs::create_dir_all(directory).expect("a directory for the program");
+        let log = directory.join("log");
+        let output = File::create(&log).expect("a log");
+        let mut command = Command::new("timeout");
+        command
+            .arg("--kill-after=5")
+            .arg(LIMIT_S.to_string())
+            .arg(self.collector.tests_dir().join(&self.program))
+            .current_dir(directory)
+            .stdin(std::process::Stdio::null())
+            .stdout(output.try_clone().expect("the log"))
+            .stderr(output);
+        clear_environment(&mut command);
+        command
+            .env("LD_LIBRARY_PATH", self.collector.library_dir())
+            .envs(self.mode.environment().iter().copied());
+        if let Some(tracker) = self.tracker {
+            command.env(barchan::ENV, tracker.name());
+        }
+        let began = Instant::now();
+        let status = command.status().expect("timeout (coreutils) is needed and starts");
+        let took = began.elapsed();
+        let failure = (!status.success()).then(|| {
+            let how = match status.code() {
+                Some(code) if TIMED_OUT.contains(&code) && took.as_secs() >= LIMIT_S.into() => {
+                    format!("killed after {LIMIT_S} s")
+                }
+                _ => status.to_string(),
+            };
+            format!("{how}\n{}", tail(&log))
+        });
+        Outcome { took, failure }
+    }
+}
+
+/// No setting of the collector's comes from whoever started the tests.
+fn clear_environment(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("GC_") || text.starts_with("BARCHAN_") {
+            command.env_remove(&name);
+        }
+    }
+}
+
+/// The end of a log, indented.
+fn tail(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(8)..].iter().map(|line| format!("      | {line}\n")).collect()
+}
+
+/// The names of the programs that upstream's build declares as tests.
+fn programs(collector: &Collector) -> BTreeSet<String> {
+    let list = collector.tests_dir().join("CTestTestfile.cmake");
+    let text = fs::read_to_string(&list).expect("cmake's list of tests");
+    text.lines()
+        .filter_map(|line| line.strip_prefix("add_test("))
+        .map(|line| {
+            let path = line.split('"').nth(1).expect("a quoted command");
+            let path = PathBuf::from(path);
+            assert!(path.is_file(), "{} is declared and not built", path.display());
+            path.file_name().expect("a program").to_string_lossy().into_owned()
+        })
+        .collect()
+}
+
+/// The sources that work here, best first; says why each of the others is left out.
+fn trackers() -> Vec<Source> {
+    Source::ALL
+        .into_iter()
+        .filter(|source| match barchan::probe(*source) {
+            Ok(_) => true,
+            Err(why) => {
+                println!("skipped: {why}");
+                false
+            }
+        })
+        .collect()
+}
+
+/// Runs all jobs, several at a time; the outcomes are in the order of the jobs.
+fn run_all(jobs: &[Job<'_>]) -> Vec<Outcome> {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let next = AtomicUsize::new(0);
+    let outcomes = Mutex::new(jobs.iter().map(|_| None).collect::<Vec<Option<Outcome>>>());
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(job) = jobs.get(index) else { return };
+                    let outcome = job.run(&directory.path().join(index.to_string()));
+                    outcomes.lock().expect("no worker panics")[index] = Some(outcome);
+                }
+            });
+        }
+    });
+    let outcomes = outcomes.into_inner().expect("no worker panicked");
+    outcomes.into_iter().map(|outcome| outcome.expect("every job was run")).collect()
+}
+
+fn plan<'a>(stock: &'a Collector, patched: &'a Collector, trackers: &[Source]) -> Vec<Job<'a>> {
+    let mut jobs = Vec::new();
+    let of_stock = programs(stock);
+    assert!(of_stock.len() >= 20, "upstream's tests are missing: {of_stock:?}");
+    let of_patched = programs(patched);
+    let lost: Vec<_> = of_stock.difference(&of_patched).collect();
+    assert!(lost.is_empty(), "the patched build has lost {lost:?}");
+
+    for mode in Mode::ALL {
+        for program in &of_stock {
+            jobs.push(Job { program: program.clone(), mode, collector: stock, tracker: None });
+        }
+        for program in &of_patched {
+            jobs.push(Job { program: program.clone(), mode, collector: patched, tracker: None });
+        }
+    }
+    // Without a tracker named, the patched collector uses the first that works; so that one is
+    // only forced once, to see that forcing it works.
+    for (rank, tracker) in trackers.iter().enumerate() {
+        for program in &of_patched {
+            let best_again = rank == 0 && program != "gctest";
+            if best_again || LONG_AND_ALIKE.contains(&program.as_str()) {
+                continue;
+            }
+            jobs.push(Job {
+                program: program.clone(),
+                mode: Mode::Generational,
+                collector: patched,
+                tracker: Some(*tracker),
+            });
+        }
+        if rank > 0 {
+            jobs.push(Job {
+                program: "gctest".to_owned(),
+                mode: Mode::Incremental,
+                collector: patched,
+                tracker: Some(*tracker),
+            });
+        }
+    }
+    jobs
+}
+
+#[test]
+fn upstreams_tests_pass_wherever_they_do_with_stock() {
+    let layout = Layout::new(Layout::compiled_root()).expect("the tests run in a checkout");
+    let build = |flavour| {
+        build(&layout, flavour, &mut |line| eprintln!("{line}"))
+            .unwrap_or_else(|why| panic!("{flavour} does not build: {why}"))
+    };
+    let (stock, patched) = (build(Flavour::STOCK), build(Flavour::PATCHED));
+    let trackers = trackers();
+    let jobs = plan(&stock, &patched, &trackers);
+    let outcomes = run_all(&jobs);
+
+    let failed_in_stock = |wanted: &Job<'_>| {
+        jobs.iter().zip(&outcomes).any(|(job, outcome)| {
+            !job.collector.flavour().is_patched()
+                && (&job.program, job.mode) == (&wanted.program, wanted.mode)
+                && outcome.failure.is_some()
+        })
+    };
+    let (mut mistakes, mut excused, mut passed) = (Vec::new(), 0, 0);
+    for (job, outcome) in jobs.iter().zip(&outcomes) {
+        let took = outcome.took.as_secs_f64();
+        match &outcome.failure {
+            None => {
+                passed += 1;
+                println!("  ok      {took:6.2} s  {job}");
+            }
+            Some(how) if !job.collector.flavour().is_patched() => {
+                println!("  STOCK FAILS {took:.2} s  {job}: {how}");
+            }
+            Some(how) if failed_in_stock(job) => {
+                excused += 1;
+                println!("  fails in stock too: skipped here {took:.2} s  {job}: {how}");
+            }
+            Some(how) => {
+                println!("  FAILED  {took:6.2} s  {job}: {how}");
+                mistakes.push(format!("{job}: {how}"));
+            }
+        }
+    }
+    println!(
+        "{} runs of {} programs: {passed} passed, {excused} fail in stock too, {} failed",
+        jobs.len(),
+        programs(&patched).len(),
+        mistakes.len()
+    );
+    assert!(mistakes.is_empty(), "only the patched collector fails:\n{}", mistakes.join("\n"));
+}
