@@ -52,7 +52,6 @@ struct Run {
 pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     if !args.skip_setup {
-        setup::install(setup::BUILD)?;
         setup::for_tests()?;
     }
     let mut run = Run {

@@ -27,7 +27,7 @@ pub(crate) const BUILD: &[Package] = &[
 ];
 
 /// What the tests need beyond that.
-pub(crate) const TEST: &[Package] = &[
+const TEST: &[Package] = &[
     ("libgc-dev", "compiles the workloads against the distribution's collector"),
     ("python3", "checks what the workloads print"),
     ("guile-3.0", "a real program on the collector"),
@@ -45,17 +45,18 @@ pub(crate) struct Args {
 
 /// Runs the task.
 pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
-    install(BUILD)?;
     if args.test {
-        for_tests()?;
+        for_tests()?
+    } else {
+        install(BUILD)?
     }
     println!("setup: all there");
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the tests need beyond [`BUILD`]: packages, and two components of the toolchain.
+/// Installs [`BUILD`] and [`TEST`], and two components of the toolchain.
 pub(crate) fn for_tests() -> anyhow::Result<()> {
-    install(TEST)?;
+    install(&[BUILD, TEST].concat())?;
     for (component, subcommand) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
         let there = cargo::cargo(&[subcommand, "--version"])?
             .stdout(Stdio::null())

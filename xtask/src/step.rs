@@ -80,7 +80,8 @@ pub(crate) fn run(
             break End::Failure(format!("not done after {} s, ended", limit.as_secs()));
         }
         // While lines are left, the program counts as running.
-        if !open && let Some(status) = child.try_wait().context("cannot wait")? {
+        let ended = if open { None } else { child.try_wait().context("cannot wait")? };
+        if let Some(status) = ended {
             break if status.success() { End::Success } else { End::Failure(status.to_string()) };
         }
     };
