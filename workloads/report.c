@@ -66,6 +66,7 @@ static const char *vdb_name(unsigned bits)
     case 0x20: return "proc";
     case 0x40: return "soft";
     case 0x80: return "uffdwp";
+    case 0x100: return "pagemap-scan";
     }
     snprintf(unknown, sizeof unknown, "0x%x", bits);
     return unknown;

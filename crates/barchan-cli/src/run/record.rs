@@ -176,6 +176,7 @@ fn vdb_name(vdb: u64) -> Option<&'static str> {
         0x04 => Some("default"),
         0x40 => Some("soft-dirty"),
         0x80 => Some("userfaultfd"),
+        0x100 => Some("pagemap-scan"),
         _ => None,
     }
 }
