@@ -46,7 +46,9 @@ impl Mode {
     fn environment(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Full => &[],
-            Self::Incremental => &[("GC_ENABLE_INCREMENTAL", "1"), ("GC_PAUSE_TIME_TARGET", "5")],
+            // With upstream's own pause limit: at 5 ms gctest finds its heap too large now and then,
+            // under the stock collector as under the patched one.
+            Self::Incremental => &[("GC_ENABLE_INCREMENTAL", "1")],
             Self::Generational => {
                 &[("GC_ENABLE_INCREMENTAL", "1"), ("GC_PAUSE_TIME_TARGET", "999999")]
             }
