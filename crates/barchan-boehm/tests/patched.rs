@@ -67,3 +67,56 @@ fn brings_the_library_header_and_pkg_config_file() {
     let include = format!("-I{}", prefix.join("include").display());
     assert!(flags.contains(&include) && flags.contains("-lbarchan"), "{flags}");
 }
+
+/// What the collector logs and how it ends, with one variable set beside those that turn
+/// incremental collection and the log on.
+fn log_of_incremental_run(name: &str, value: &str) -> String {
+    let output = Command::new(patched().tests_dir().join("realloctest"))
+        .env_remove("BARCHAN_TRACKER")
+        .env_remove("GC_DISABLE_BARCHAN")
+        .envs([
+            ("GC_ENABLE_INCREMENTAL", "1"),
+            ("GC_PRINT_STATS", "1"),
+            ("GC_PRINT_VERBOSE_STATS", "1"), // to hear upstream's mprotect strategy
+            (name, value),
+        ])
+        .output()
+        .expect("realloctest starts");
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{name}={value}: {}\n{log}", output.status);
+    log
+}
+
+/// Whether it is one of upstream's own strategies that the log names.
+fn fell_back(log: &str) -> bool {
+    // The strategies that upstream has for Linux on x86-64; each names itself once.
+    ["Using Linux userfaultfd subsystem", "Initializing mprotect virtual dirty bit"]
+        .iter()
+        .any(|line| log.contains(line))
+}
+
+#[test]
+fn says_why_it_cannot_track_and_falls_back() {
+    let log = log_of_incremental_run("BARCHAN_TRACKER", "no-such-tracker");
+    assert!(log.contains("Barchan cannot track writes: "), "{log}");
+    assert!(log.contains("known are pagemap-scan"), "the reason is missing: {log}");
+    assert!(!log.contains("Using Barchan"), "{log}");
+    assert!(fell_back(&log), "no strategy is named: {log}");
+
+    let log = log_of_incremental_run("GC_DISABLE_BARCHAN", "1");
+    assert!(log.contains("disabled by GC_DISABLE_BARCHAN"), "{log}");
+    assert!(!log.contains("Using Barchan") && fell_back(&log), "{log}");
+}
+
+#[test]
+fn logs_the_source_that_it_uses() {
+    for source in ["pagemap-scan", "mprotect", "all-dirty"] {
+        let log = log_of_incremental_run("BARCHAN_TRACKER", source);
+        if log.contains(&format!("tracker {source} is not available")) {
+            eprintln!("SKIPPED: {source} is not on this machine, and the collector says so");
+            assert!(fell_back(&log), "no strategy is named: {log}");
+            continue;
+        }
+        assert!(log.contains(&format!("Using Barchan virtual dirty bits: {source}")), "{log}");
+    }
+}

@@ -64,7 +64,7 @@ typedef enum barchan_source {
    */
   BARCHAN_SOURCE_PAGEMAP_SCAN = 1,
   /**
-   * userfaultfd with a monitor thread (Linux 5.7).
+   * userfaultfd with a monitor thread (Linux 5.14).
    */
   BARCHAN_SOURCE_USERFAULTFD = 2,
   /**

@@ -43,7 +43,7 @@ pub enum barchan_source {
     BARCHAN_SOURCE_AUTO = 0,
     /// userfaultfd WP_ASYNC and PAGEMAP_SCAN (Linux 6.7).
     BARCHAN_SOURCE_PAGEMAP_SCAN = 1,
-    /// userfaultfd with a monitor thread (Linux 5.7).
+    /// userfaultfd with a monitor thread (Linux 5.14).
     BARCHAN_SOURCE_USERFAULTFD = 2,
     /// Soft-dirty bits (CONFIG_MEM_SOFT_DIRTY).
     BARCHAN_SOURCE_SOFT_DIRTY = 3,

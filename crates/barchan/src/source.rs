@@ -10,7 +10,7 @@ pub enum Source {
     /// userfaultfd `WP_ASYNC` + the `PAGEMAP_SCAN` ioctl (Linux 6.7): the kernel resolves the
     /// write fault itself; one call reads and re-arms.
     PagemapScan,
-    /// userfaultfd write-protect with a monitor thread (Linux 5.7): two thread switches a fault.
+    /// userfaultfd write-protect with a monitor thread (Linux 5.14): two thread switches a fault.
     Userfaultfd,
     /// Soft-dirty bits (`CONFIG_MEM_SOFT_DIRTY`): free of system calls on a fault, but the reset
     /// is process-wide and only safe while no thread writes.
