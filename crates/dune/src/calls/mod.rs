@@ -1,0 +1,64 @@
+//! The program's system calls. Nearly all are made for it just as they are ([`forward`]); here is which
+//! are not, and why.
+//!
+//! | Module | Calls | Because |
+//! |---|---|---|
+//! | [`memory`] | munmap, mprotect, mremap, brk, … | the guest's tables must not keep what goes |
+//! | [`tasks`] | clone, fork, exit, … | a thread needs a CPU, a child a machine |
+//! | [`descriptors`] | close, close_range, dup2, … | the monitor's descriptors must stay |
+//! | [`state`] | arch_prctl, rseq, seccomp, … | they are about registers, or about the wrong thread |
+//! | `signals` | rt_sigaction, rt_sigreturn, sigaltstack | handlers are called by the monitor |
+
+mod descriptors;
+mod memory;
+mod state;
+mod tasks;
+
+use crate::process::run::{Guest, Outcome};
+use crate::signals::{actions, deliver};
+use crate::sys;
+
+/// Makes system call `nr` for the program.
+pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
+    let result = match nr as i64 {
+        libc::SYS_mmap => memory::mmap(a),
+        libc::SYS_munmap => memory::munmap(a),
+        libc::SYS_mprotect | libc::SYS_pkey_mprotect => memory::mprotect(nr, a),
+        libc::SYS_mremap => memory::mremap(a),
+        libc::SYS_brk => memory::brk(a),
+        libc::SYS_shmat | libc::SYS_shmdt | libc::SYS_remap_file_pages => memory::other(nr, a),
+
+        libc::SYS_clone => tasks::clone(guest, a),
+        libc::SYS_clone3 => tasks::clone3(guest, a),
+        libc::SYS_fork => tasks::fork(guest),
+        libc::SYS_vfork => tasks::vfork(guest),
+        libc::SYS_exit => tasks::exit(guest, a[0]),
+
+        libc::SYS_close if descriptors::ours(a[0]) => -i64::from(libc::EBADF),
+        libc::SYS_dup2 | libc::SYS_dup3 if descriptors::ours(a[0]) || descriptors::ours(a[1]) => {
+            -i64::from(libc::EBADF)
+        }
+        libc::SYS_close_range => descriptors::close_range(guest, a),
+
+        libc::SYS_rt_sigaction => actions::sigaction(guest.process(), a[0], a[1], a[2], a[3]),
+        libc::SYS_rt_sigreturn => {
+            deliver::sigreturn(guest);
+            return Outcome::Registers;
+        }
+        libc::SYS_sigaltstack => deliver::sigaltstack(guest, a[0], a[1]),
+
+        libc::SYS_arch_prctl => state::arch_prctl(guest, a),
+        libc::SYS_prctl => state::prctl(guest, a),
+        libc::SYS_rseq | libc::SYS_seccomp => -i64::from(libc::ENOSYS),
+        libc::SYS_modify_ldt | libc::SYS_iopl | libc::SYS_ioperm => -i64::from(libc::ENOSYS),
+        _ => forward(guest, nr, a),
+    };
+    Outcome::Result(result)
+}
+
+/// Makes the call as it is.
+pub(crate) fn forward(guest: &Guest<'_>, nr: u64, a: [u64; 6]) -> i64 {
+    // SAFETY: the program asked for it, with addresses of this very address space; what it may not
+    // do to the monitor the match above keeps from it. The flag is that of the thread's handler.
+    unsafe { sys::forward::forward(nr, a, &guest.thread.pending) }
+}
