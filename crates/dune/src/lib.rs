@@ -17,6 +17,7 @@
 //! | `sys` | what the monitor itself asks of the kernel |
 //! | [`effects`] | which memory a system call writes |
 //! | [`harvest`] | reading and clearing D bits |
+//! | [`shootdown`] | flushing translations on all vCPUs |
 //! | [`stats`] | counts |
 //!
 //! What it is not: a sandbox. The program can reach everything that it could without, the monitor's
@@ -29,6 +30,7 @@ pub mod effects;
 pub mod harvest;
 pub mod host;
 pub mod paging;
+pub mod shootdown;
 pub mod stats;
 
 mod calls;
