@@ -15,6 +15,8 @@
 //! | `calls` | system calls of the program that are not simply made |
 //! | `signals` | from the kernel to the program's handlers |
 //! | `sys` | what the monitor itself asks of the kernel |
+//! | [`effects`] | which memory a system call writes |
+//! | [`harvest`] | reading and clearing D bits |
 //! | [`stats`] | counts |
 //!
 //! What it is not: a sandbox. The program can reach everything that it could without, the monitor's
@@ -23,6 +25,8 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("guest mode is for x86-64 Linux");
 
+pub mod effects;
+pub mod harvest;
 pub mod host;
 pub mod paging;
 pub mod stats;
