@@ -17,6 +17,7 @@
 //! | `sys` | what the monitor itself asks of the kernel |
 //! | [`effects`] | which memory a system call writes |
 //! | [`harvest`] | reading and clearing D bits |
+//! | [`inside`] | entries, dirty bits and the TLB, for code in guest mode |
 //! | [`stats`] | counts |
 //!
 //! What it is not: a sandbox. The program can reach everything that it could without, the monitor's
@@ -28,6 +29,7 @@ compile_error!("guest mode is for x86-64 Linux");
 pub mod effects;
 pub mod harvest;
 pub mod host;
+pub mod inside;
 pub mod paging;
 pub mod stats;
 

@@ -64,6 +64,7 @@ pub(crate) fn fork(
 /// In the child: a machine, tables and a CPU of its own.
 fn renew(guest: &mut Guest<'_>, thread: &'static Thread) -> Result<(), HostError> {
     thread.abandon_all();
+    thread.id.store(sys::thread_id(), core::sync::atomic::Ordering::Relaxed);
     {
         let mut space = SPACE.lock();
         space.abandon();
