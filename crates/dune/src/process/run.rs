@@ -189,11 +189,13 @@ impl Guest<'_> {
 
     /// The program executed SYSCALL.
     fn system_call(&mut self) {
-        self.place = if self.syscall_ring() == 0 { Place::Ring0 } else { Place::Ring3 };
+        let ring = self.syscall_ring();
+        self.place = if ring == 0 { Place::Ring0 } else { Place::Ring3 };
         let registers = self.cpu.registers();
         registers.rip = registers.rcx;
         registers.rflags = registers.r11;
         let nr = registers.rax;
+        stats::call(nr, ring);
         let r = &*registers;
         let arguments = [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9];
         self.call = nr;
