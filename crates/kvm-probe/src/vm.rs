@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
-use kvm_bindings::{kvm_segment, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
 use crate::memory::Memory;
@@ -55,6 +55,10 @@ impl Guest {
         // is accessed only through `Memory`.
         unsafe { vm.set_user_memory_region(region) }.context("cannot give the VM its memory")?;
         let vcpu = vm.create_vcpu(0).context("cannot create a vCPU")?;
+        // Without this the guest's CPU has no long mode, which Linux 6.12 insists on.
+        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        let cpuid = cpuid.context("KVM_GET_SUPPORTED_CPUID failed")?;
+        vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2 failed")?;
         let mut sregs = vcpu.get_sregs().context("KVM_GET_SREGS failed")?;
         (sregs.cs.base, sregs.cs.selector) = (0, 0);
         vcpu.set_sregs(&sregs).context("KVM_SET_SREGS failed")?;

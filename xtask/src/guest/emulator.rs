@@ -65,6 +65,19 @@ impl Emulator {
         Ok(Self { child })
     }
 
+    /// The processor time that it has used, in seconds: unlike the clock it does not count what
+    /// other processes took.
+    pub(crate) fn cpu_seconds(&self) -> Option<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        // Behind the name, which ends with the last `)`: utime and stime are fields 14 and 15 of
+        // proc(5), in ticks.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let ticks =
+            fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().ok());
+        let ticks = ticks.sum::<Option<u64>>()?;
+        Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    }
+
     /// How it ended, if it did.
     pub(crate) fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         self.child.try_wait().context("cannot wait for the emulator")

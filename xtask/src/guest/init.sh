@@ -63,9 +63,10 @@ done </guest/unload
 
 # What was asked for, as a header line with path and size, then the content.
 while read -r path; do
-    if [ -f "$path" ]; then
-        echo "@$NONCE file $(stat -c %s "$path") $path"
-        cat "$path"
+    # Copied first: files of /proc tell no size.
+    if [ -f "$path" ] && cat "$path" >/guest/fetched; then
+        echo "@$NONCE file $(stat -c %s /guest/fetched) $path"
+        cat /guest/fetched
     else
         echo "@$NONCE missing $path"
     fi >/dev/ttyS2

@@ -272,10 +272,15 @@ fn conclude(
     problems: &[String],
 ) -> anyhow::Result<ExitCode> {
     let what = format!("{} with Linux {}", args.host.name(), args.kernel);
-    let seconds = seen.took.as_secs_f64();
-    let boot = seen.boot.map_or("never".to_owned(), |b| format!("after {:.1} s", b.as_secs_f64()));
+    let time = |spent: watch::Spent| {
+        format!("{:.1} s ({:.1} s of CPU)", spent.clock.as_secs_f64(), spent.cpu_seconds)
+    };
+    let took = time(seen.all);
+    let boot = seen
+        .boot
+        .map_or("did not begin".to_owned(), |spent| format!("began after {}", time(spent)));
     if problems.is_empty() {
-        println!("guest: {what}: passed in {seconds:.1} s; the test began {boot}");
+        println!("guest: {what}: passed in {took}; the test {boot}");
         return Ok(ExitCode::SUCCESS);
     }
     println!("guest: the end of the kernel's console ({}):", run.kernel_log.display());
@@ -283,7 +288,7 @@ fn conclude(
     for line in &lines[lines.len().saturating_sub(40)..] {
         println!("    {}", line.trim_end());
     }
-    println!("guest: {what}: FAILED after {seconds:.1} s; the test began {boot}");
+    println!("guest: {what}: FAILED after {took}; the test {boot}");
     for problem in problems {
         println!("guest:   {problem}");
     }

@@ -19,14 +19,22 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How often a line of progress is printed where it cannot be overwritten.
 const PROGRESS: Duration = Duration::from_secs(30);
 
+/// Time that was spent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spent {
+    pub(crate) clock: Duration,
+    /// The emulator's processor time, in seconds.
+    pub(crate) cpu_seconds: f64,
+}
+
 /// What was seen.
 pub(crate) struct Seen {
     pub(crate) end: End,
     pub(crate) report: Report,
     pub(crate) kernel_log: String,
-    /// Seconds until the test began.
-    pub(crate) boot: Option<Duration>,
-    pub(crate) took: Duration,
+    /// How long booting took, until the test began; none if it did not.
+    pub(crate) boot: Option<Spent>,
+    pub(crate) all: Spent,
 }
 
 /// Watches until the guest is done, or cannot be any more.
@@ -42,6 +50,10 @@ pub(crate) fn watch(
     interrupted: &AtomicBool,
 ) -> anyhow::Result<Seen> {
     let start = Instant::now();
+    let spent = |emulator: &Emulator| Spent {
+        clock: start.elapsed(),
+        cpu_seconds: emulator.cpu_seconds().unwrap_or_default(),
+    };
     let mut kernel = Tail::new(&run.kernel_log);
     let mut test = Tail::new(&run.test_log);
     let mut report = Report::default();
@@ -62,7 +74,7 @@ pub(crate) fn watch(
             }
         }
         if report.begun && boot.is_none() {
-            boot = Some(start.elapsed());
+            boot = Some(spent(emulator));
         }
         if panicked.is_none() && kernel.contains("Kernel panic") {
             panicked = Some(Instant::now());
@@ -93,7 +105,7 @@ pub(crate) fn watch(
         println!("{rest}");
     }
     let kernel_log = String::from_utf8_lossy(&kernel.bytes).into_owned();
-    Ok(Seen { end, report, kernel_log, boot, took: start.elapsed() })
+    Ok(Seen { end, report, kernel_log, boot, all: spent(emulator) })
 }
 
 fn stage(report: &Report, kernel: &Tail) -> &'static str {
