@@ -14,6 +14,8 @@ use super::verdict::{End, Report};
 
 /// How often the logs are looked at.
 const TICK: Duration = Duration::from_millis(50);
+/// A tick that is longer means that we were stopped; more than this does not count.
+const LONGEST_TICK: Duration = Duration::from_secs(2);
 /// How long a kernel that panicked may go on printing.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How often a line of progress is printed where it cannot be overwritten.
@@ -60,6 +62,8 @@ pub(crate) fn watch(
     let mut boot = None;
     let mut panicked = None;
     let mut progress = Progress::new();
+    // The limit is not used up while we, and the emulator with us, are stopped or suspended.
+    let (mut counted, mut last) = (Duration::ZERO, Instant::now());
     let marked = format!("barchan-guest {nonce} end");
     let files_end = format!("@{nonce} end\n");
     let end = loop {
@@ -73,7 +77,7 @@ pub(crate) fn watch(
                 println!("{output}");
             }
         }
-        if report.begun && boot.is_none() {
+        if report.begun > 0 && boot.is_none() {
             boot = Some(spent(emulator));
         }
         if panicked.is_none() && kernel.contains("Kernel panic") {
@@ -94,7 +98,9 @@ pub(crate) fn watch(
         if interrupted.load(Relaxed) {
             break End::Interrupted;
         }
-        if start.elapsed() >= limit {
+        counted += last.elapsed().min(LONGEST_TICK);
+        last = Instant::now();
+        if counted >= limit {
             break End::TimedOut(limit.as_secs());
         }
         progress.show(start.elapsed(), stage(&report, &kernel));
@@ -109,7 +115,7 @@ pub(crate) fn watch(
 }
 
 fn stage(report: &Report, kernel: &Tail) -> &'static str {
-    match (report.release.is_some(), report.begun, report.ended) {
+    match (report.release.is_some(), report.begun > 0, report.ended) {
         (_, _, true) => "ending",
         (_, true, _) => "test runs",
         (true, ..) => "modules",
