@@ -16,8 +16,8 @@ use super::verdict::{End, Report};
 const TICK: Duration = Duration::from_millis(50);
 /// A tick that is longer means that we were stopped; more than this does not count.
 const LONGEST_TICK: Duration = Duration::from_secs(2);
-/// How long a kernel that panicked may go on printing.
-const LAST_WORDS: Duration = Duration::from_secs(3);
+/// How long is waited for the rest of the logs, after a panic and after the guest's last line.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How often a line of progress is printed where it cannot be overwritten.
 const PROGRESS: Duration = Duration::from_secs(30);
 
@@ -61,6 +61,7 @@ pub(crate) fn watch(
     let mut report = Report::default();
     let mut boot = None;
     let mut panicked = None;
+    let mut done = None;
     let mut progress = Progress::new();
     // The limit is not used up while we, and the emulator with us, are stopped or suspended.
     let (mut counted, mut last) = (Duration::ZERO, Instant::now());
@@ -83,11 +84,13 @@ pub(crate) fn watch(
         if panicked.is_none() && kernel.contains("Kernel panic") {
             panicked = Some(Instant::now());
         }
-        if report.ended
-            && kernel.contains(&marked)
-            && (!files || ends_with(&run.files, files_end.as_bytes()))
-        {
-            break End::Done;
+        if report.ended {
+            let all_there =
+                kernel.contains(&marked) && (!files || ends_with(&run.files, files_end.as_bytes()));
+            // What does not come soon is missing, and will be found so.
+            if all_there || counted >= *done.get_or_insert(counted) + LAST_WORDS {
+                break End::Done;
+            }
         }
         if panicked.is_some_and(|since| since.elapsed() >= LAST_WORDS) {
             break End::Panicked;
