@@ -420,7 +420,7 @@ static LOW_ROWS: [Row; 336] = [
     row(203, "sched_setaffinity", &[]),
     row(204, "sched_getaffinity", &[Sized { at: 2, len: 1, width: U32, unit: 1, cut: true }]),
     retired(205, "set_thread_area"),
-    row(206, "io_setup", &[fix(0, 8)]),
+    row(206, "io_setup", &[fix(1, 8)]),
     row(207, "io_destroy", &[]),
     row(208, "io_getevents", &[Sized { at: 3, len: 2, width: I64, unit: IO_EVENT, cut: false }]),
     row(209, "io_submit", &[IoSubmit]),

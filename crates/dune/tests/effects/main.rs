@@ -2,4 +2,5 @@
 #![allow(missing_docs, unreachable_pub, clippy::single_range_in_vec_init)]
 
 mod complete;
+mod kernel;
 mod rules;
