@@ -265,7 +265,6 @@ impl Space {
         let mut found = self.vmas.at(address);
         if found.is_none() && sys::readable(address as usize) {
             // A stack has grown.
-            self.vmas.forget();
             found = self.vmas.at(address);
         }
         let Some(vma) = found else { return Ok(Fault::Segv(SEGV_MAPERR)) };
