@@ -15,7 +15,19 @@ static HEAP: heap::Bump = heap::Bump;
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn() = constructor;
 
+/// The directory for counts, for `barchan run --dune`.
+const DIRECTORY: &std::ffi::CStr = c"BARCHAN_DUNE_DIR";
+
 extern "C" fn constructor() {
+    // SAFETY: the variable's value is a C string that nobody changes while the program has not begun.
+    let directory = unsafe {
+        let value = libc::getenv(DIRECTORY.as_ptr());
+        (!value.is_null()).then(|| std::ffi::CStr::from_ptr(value).to_bytes())
+    };
+    if let Some(directory) = directory {
+        // Whoever wanted the counts may be gone: no reason not to run.
+        let _ = dune::stats::record_in(directory);
+    }
     // SAFETY: 1. The program has not begun, so there is one thread, or a library's own that handles no
     // signals. 2. Whoever preloads this library wants guest mode.
     if let Err(error) = unsafe { dune::enter() } {

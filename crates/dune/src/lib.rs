@@ -17,6 +17,7 @@
 //! | `sys` | what the monitor itself asks of the kernel |
 //! | [`effects`] | which memory a system call writes |
 //! | [`harvest`] | reading and clearing D bits |
+//! | [`inside`] | entries, dirty bits and the TLB, for code in guest mode |
 //! | [`shootdown`] | flushing translations on all vCPUs |
 //! | [`stats`] | counts |
 //!
@@ -29,6 +30,7 @@ compile_error!("guest mode is for x86-64 Linux");
 pub mod effects;
 pub mod harvest;
 pub mod host;
+pub mod inside;
 pub mod paging;
 pub mod shootdown;
 pub mod stats;

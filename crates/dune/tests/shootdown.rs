@@ -178,7 +178,7 @@ fn what_is_flushed_is_what_was_published_since() {
     let shootdown = Shootdown::new(1);
     let mut vcpu = shootdown.register().expect("free");
     let mut record = Record::default();
-    let mut publish = |stale| {
+    let publish = |stale| {
         let published = shootdown.publisher().expect("free").publish(stale);
         published.settled().is_ok()
     };

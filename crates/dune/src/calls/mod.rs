@@ -7,19 +7,47 @@
 //! | [`tasks`] | clone, fork, exit, … | a thread needs a CPU, a child a machine |
 //! | [`descriptors`] | close, close_range, dup2, … | the monitor's descriptors must stay |
 //! | [`state`] | arch_prctl, rseq, seccomp, … | they are about registers, or about the wrong thread |
+//! | [`written`] | all | what the kernel writes is dirty |
 //! | `signals` | rt_sigaction, rt_sigreturn, sigaltstack | handlers are called by the monitor |
 
 mod descriptors;
 mod memory;
 mod state;
 mod tasks;
+pub(crate) mod written;
 
 use crate::process::run::{Guest, Outcome};
 use crate::signals::{actions, deliver};
+use crate::space::SPACE;
 use crate::sys;
+
+/// Calls of the monitor's own, with numbers that Linux does not have: whether the thread is in guest mode,
+pub(crate) const CALL_INSIDE: i64 = 0x4455_0001;
+/// and entries for a range, start and end.
+pub(crate) const CALL_POPULATE: i64 = 0x4455_0002;
 
 /// Makes system call `nr` for the program.
 pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
+    match nr as i64 {
+        CALL_INSIDE => return Outcome::Result(1),
+        CALL_POPULATE => {
+            let done = SPACE.lock().populate(a[0]..a[1]);
+            return Outcome::Result(done.map_or_else(|error| -i64::from(error.errno.0), |()| 0));
+        }
+        _ => {}
+    }
+    let record = &guest.thread.under_way;
+    let pending = written::before(record, nr, &a);
+    let outcome = make(guest, nr, a);
+    let result = match outcome {
+        Outcome::Result(result) => result,
+        Outcome::Registers => 0,
+    };
+    written::after(record, &pending, result);
+    outcome
+}
+
+fn make(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
     let result = match nr as i64 {
         libc::SYS_mmap => memory::mmap(a),
         libc::SYS_munmap => memory::munmap(a),

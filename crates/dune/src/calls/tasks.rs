@@ -9,11 +9,20 @@ const CLONE_VM: u64 = libc::CLONE_VM as u64;
 const CLONE_VFORK: u64 = libc::CLONE_VFORK as u64;
 const CLONE_SETTLS: u64 = libc::CLONE_SETTLS as u64;
 
+/// Where the kernel writes in the child, if the flags ask for it.
+fn child_tid(flags: u64, address: u64) -> u64 {
+    if flags & libc::CLONE_CHILD_SETTID as u64 != 0 { address } else { 0 }
+}
+
 pub(super) fn clone(guest: &mut Guest<'_>, a: [u64; 6]) -> i64 {
     let [flags, stack, _, _, tls, _] = a;
     if flags & CLONE_VM != 0 {
         let nr = libc::SYS_clone as u64;
-        return make(guest, Request { nr, arguments: a, flags, stack, tls, clone3: None });
+        let child_tid = child_tid(flags, a[3]);
+        return make(
+            guest,
+            Request { nr, arguments: a, flags, stack, child_tid, tls, clone3: None },
+        );
     }
     let mut arguments = a;
     arguments[1] = 0;
@@ -45,8 +54,8 @@ pub(super) fn clone3(guest: &mut Guest<'_>, a: [u64; 6]) -> i64 {
     let stack = stack.wrapping_add(stack_size);
     let nr = libc::SYS_clone3 as u64;
     if flags & CLONE_VM != 0 {
-        let clone3 = Some(words);
-        return make(guest, Request { nr, arguments: a, flags, stack, tls, clone3 });
+        let (child_tid, clone3) = (child_tid(flags, words[2]), Some(words));
+        return make(guest, Request { nr, arguments: a, flags, stack, child_tid, tls, clone3 });
     }
     (words[5], words[6]) = (0, 0);
     let tls = (flags & CLONE_SETTLS != 0).then_some(tls);
@@ -63,7 +72,8 @@ pub(super) fn vfork(guest: &mut Guest<'_>) -> i64 {
     let flags = CLONE_VM | CLONE_VFORK;
     let arguments = [flags | libc::SIGCHLD as u64, 0, 0, 0, 0, 0];
     let nr = libc::SYS_clone as u64;
-    make(guest, Request { nr, arguments, flags, stack: 0, tls: 0, clone3: None })
+    let request = Request { nr, arguments, flags, stack: 0, child_tid: 0, tls: 0, clone3: None };
+    make(guest, request)
 }
 
 pub(super) fn exit(guest: &mut Guest<'_>, status: u64) -> i64 {

@@ -45,6 +45,12 @@ impl<M: TableMemory> Tables<M> {
         Some(Self { memory, root })
     }
 
+    /// Tables that exist already, to look at: `root` is the address of the top one.
+    #[must_use]
+    pub fn view(memory: M, root: u64) -> Self {
+        Self { memory, root }
+    }
+
     /// The guest-physical address of the top table: what CR3 holds.
     #[must_use]
     pub fn root(&self) -> u64 {

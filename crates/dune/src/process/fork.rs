@@ -63,7 +63,9 @@ pub(crate) fn fork(
 
 /// In the child: a machine, tables and a CPU of its own.
 fn renew(guest: &mut Guest<'_>, thread: &'static Thread) -> Result<(), HostError> {
+    crate::stats::renew();
     thread.abandon_all();
+    thread.id.store(sys::thread_id(), core::sync::atomic::Ordering::Relaxed);
     {
         let mut space = SPACE.lock();
         space.abandon();

@@ -80,6 +80,8 @@ pub(crate) fn begin(thread: &'static Thread) -> ! {
     }
     let place = Place::Ring3;
     let mut guest = Guest { thread, cpu, place, all: true, call: 0, stuck: 0, stuck_at: 0 };
+    thread.id.store(sys::thread_id(), Ordering::Relaxed);
+    calls::written::child_runs(&thread.under_way, thread.start.get().child_tid);
     sys::set_mask(thread.start.get().mask);
     loop {
         guest.step();
@@ -125,6 +127,13 @@ impl Guest<'_> {
                 // delivered when the call is done.
                 Some(Stub::Syscall) => return self.system_call(),
                 Some(Stub::Exception(vector)) => return self.exception(vector),
+                Some(Stub::Breakpoint) => {
+                    let frame = tables::read_frame(self.thread.index, tables::BREAKPOINT);
+                    registers.rip = frame.rip - 1;
+                    registers.rflags = frame.rflags;
+                    registers.rsp = frame.rsp;
+                    self.place = Place::Ring0;
+                }
                 Some(Stub::Sysret) => {
                     registers.rip = registers.rcx;
                     registers.rflags = registers.r11;
@@ -180,11 +189,13 @@ impl Guest<'_> {
 
     /// The program executed SYSCALL.
     fn system_call(&mut self) {
-        self.place = if self.syscall_ring() == 0 { Place::Ring0 } else { Place::Ring3 };
+        let ring = self.syscall_ring();
+        self.place = if ring == 0 { Place::Ring0 } else { Place::Ring3 };
         let registers = self.cpu.registers();
         registers.rip = registers.rcx;
         registers.rflags = registers.r11;
         let nr = registers.rax;
+        stats::call(nr, ring);
         let r = &*registers;
         let arguments = [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9];
         self.call = nr;
@@ -236,7 +247,7 @@ impl Guest<'_> {
         registers.rip = pushed.rip;
         registers.rsp = pushed.rsp;
         registers.rflags = pushed.rflags;
-        self.place = Place::Ring3;
+        self.place = if vector == tables::BREAKPOINT { Place::Ring0 } else { Place::Ring3 };
         self.all = true;
         let (error, rip) = (pushed.error, pushed.rip);
         if vector == 14 {

@@ -65,6 +65,8 @@ pub(crate) struct Request {
     pub(crate) flags: u64,
     /// The child's stack pointer; 0: the parent's.
     pub(crate) stack: u64,
+    /// Where the kernel writes the child's id in its own memory; 0: nowhere.
+    pub(crate) child_tid: u64,
     /// The child's thread pointer, if `CLONE_SETTLS` is among the flags.
     pub(crate) tls: u64,
     /// `struct clone_args`, for `clone3`.
@@ -122,7 +124,9 @@ pub(crate) fn spawn(guest: &mut Guest<'_>, mut request: Request) -> i64 {
     // All signals wait until the child is in order.
     let mask = sys::set_mask(!0);
     start.mask = mask;
+    start.child_tid = request.child_tid;
     thread.start.set(start);
+    crate::calls::written::child_starts(&thread.under_way);
 
     let top = thread.stack_top();
     // SAFETY: the end of an unused monitor stack.
@@ -141,6 +145,7 @@ pub(crate) fn spawn(guest: &mut Guest<'_>, mut request: Request) -> i64 {
     sys::set_mask(mask);
     let gone = result < 0 || request.flags & CLONE_VFORK != 0;
     if gone {
+        crate::calls::written::child_runs(&thread.under_way, 0);
         thread.give_back();
     }
     result

@@ -6,9 +6,10 @@
 //! a slot keeps its CPU, and the lowest free slot is taken first.
 
 use core::cell::{Cell, UnsafeCell};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use super::Process;
+use crate::calls::written::{self, UnderWay};
 use crate::host::{AnyVcpu, HostError, Registers, Step as _, Vcpu as _, Vm as _, Xsave};
 use crate::space::{SPACE, arena};
 use crate::sys::{self, Errno, PAGE_SIZE};
@@ -47,6 +48,8 @@ pub(crate) struct Start {
     pub(crate) gs_base: u64,
     /// The signal mask.
     pub(crate) mask: u64,
+    /// Where the kernel has written the new thread's id; 0: nowhere.
+    pub(crate) child_tid: u64,
 }
 
 /// The record.
@@ -58,7 +61,10 @@ pub(crate) struct Thread {
     /// The byte that ends the run of this thread's CPU.
     kick: AtomicPtr<u8>,
     pub(crate) index: usize,
+    /// The kernel's id of the thread that has, or last had, the slot.
+    pub(crate) id: AtomicI32,
     pub(crate) captured: UnsafeCell<Captured>,
+    pub(crate) under_way: UnderWay,
     pub(crate) altstack: Cell<AltStack>,
     pub(crate) process: Cell<*const Process>,
     pub(crate) start: Cell<Start>,
@@ -108,7 +114,7 @@ impl Thread {
     pub(crate) fn take() -> Result<&'static Thread, HostError> {
         let mut space = SPACE.lock();
         let used = USED.load(Ordering::Acquire);
-        let free = (0..used).find(|index| record(*index).state.load(Ordering::Acquire) == FREE);
+        let free = (0..used).find(|index| record(*index).is_over());
         let index = free.unwrap_or(used);
         if index >= arena::MAX_THREADS {
             return Err(HostError { step: "taking a thread's slot", errno: Errno(libc::EAGAIN) });
@@ -134,10 +140,30 @@ impl Thread {
             *cpu = Some(made);
             space.prepare_cpu(index)?;
         }
+        written::settle(&thread.under_way);
         thread.pending.store(0, Ordering::Relaxed);
         thread.altstack.set(AltStack { flags: SS_DISABLE, ..AltStack::default() });
         thread.state.store(TAKEN, Ordering::Release);
         Ok(thread)
+    }
+
+    /// Whether nobody has the slot, and the thread that had it is gone: while it exits the kernel may
+    /// still write to its memory.
+    pub(crate) fn is_over(&self) -> bool {
+        if self.state.load(Ordering::Acquire) != FREE {
+            return false;
+        }
+        let id = self.id.load(Ordering::Relaxed);
+        if id == 0 {
+            return true;
+        }
+        let (pid, esrch) = (sys::process_id() as u64, -i64::from(libc::ESRCH));
+        // SAFETY: signal 0 only asks.
+        let gone = unsafe { sys::raw(libc::SYS_tgkill, [pid, id as u64, 0, 0, 0, 0]) } == esrch;
+        if gone {
+            self.id.store(0, Ordering::Relaxed);
+        }
+        gone
     }
 
     /// Gives the slot back: for a thread that was never started, or has ended.
@@ -214,6 +240,8 @@ impl Thread {
             *cpu = None;
             thread.kick.store(core::ptr::null_mut(), Ordering::Release);
             if thread.index != self.index {
+                thread.id.store(0, Ordering::Relaxed);
+                written::settle(&thread.under_way);
                 thread.give_back();
             }
         }

@@ -94,6 +94,7 @@ fn call(guest: &mut Guest<'_>, action: &Action, context: &Context) {
 }
 
 fn push(guest: &mut Guest<'_>, action: &Action, context: &Context) {
+    crate::stats::signal();
     let thread = guest.thread;
     // SAFETY: the record is this thread's, and no other reference exists.
     let fpu = unsafe { &mut *thread.xsave.get() };

@@ -4,6 +4,8 @@
 //! stack (IST) of its own that the user may write. So no ring-0 instruction runs on a fault, which
 //! costs microseconds each where ring 0 is interpreted, and the state at an exit is always that of
 //! ring 3. A stub writes to an I/O port that the task state segment allows, which ends the run.
+//! Only #BP goes to ring 0: INT3 is how the program asks for a flush of its TLB, which takes two
+//! privileged instructions and no exit ([`FLUSH`]); any other INT3 calls the monitor from there.
 //! SYSCALL ends in a stub at ring 0 or, on a paravirtual host, at ring 3: the same instructions do for
 //! both. (SDM 3A §6.14.5 "Interrupt Stack Table", §6.12.1 for gates of the same privilege.)
 
@@ -20,13 +22,24 @@ pub(crate) const PORT_EXCEPTION: u8 = 0xc0;
 /// Exceptions that the processor defines.
 pub(crate) const EXCEPTIONS: u8 = 32;
 
+/// What RAX holds at an INT3 that asks to flush everything that is not global; RDX is overwritten.
+pub(crate) const FLUSH: i32 = 0x4455_4e01;
+/// What RAX holds at an INT3 that asks to flush the page at RDI.
+pub(crate) const FLUSH_PAGE: i32 = 0x4455_4e02;
+
 pub(crate) const GDT_LIMIT: u16 = 16 * 8 - 1;
 pub(crate) const IDT_LIMIT: u16 = 4095;
+
+pub(crate) const BREAKPOINT: u8 = 3;
+/// The code segment of ring 0.
+const KERNEL_CS: u16 = 0x10;
 
 /// Offsets in the page of stubs.
 const STUB_SYSCALL: usize = 0;
 const STUB_SYSRET: usize = 16;
 const STUB_IRET: usize = 32;
+const STUB_BREAKPOINT: usize = 64;
+const STUB_BREAKPOINT_LEN: usize = 64;
 const STUB_EXCEPTION: usize = 256;
 const STUB_EXCEPTION_LEN: usize = 8;
 
@@ -82,6 +95,9 @@ pub(crate) enum Stub {
     Sysret,
     /// Return through a frame at RSP.
     Iret,
+    /// Flush, or call the monitor for a breakpoint: at ring 0, its frame in place. Nothing is lost if
+    /// the INT3 is executed again.
+    Breakpoint,
     /// Call the monitor for this exception.
     Exception(u8),
 }
@@ -92,6 +108,9 @@ pub(crate) fn stub_at(rip: u64) -> Option<Stub> {
     Some(match offset {
         STUB_SYSCALL => Stub::Syscall,
         STUB_IRET => Stub::Iret,
+        _ if (STUB_BREAKPOINT..STUB_BREAKPOINT + STUB_BREAKPOINT_LEN).contains(&offset) => {
+            Stub::Breakpoint
+        }
         _ if offset < STUB_EXCEPTION => Stub::Sysret,
         _ => Stub::Exception(((offset - STUB_EXCEPTION) / STUB_EXCEPTION_LEN) as u8),
     })
@@ -118,20 +137,47 @@ fn put(address: usize, value: u64) {
 pub(crate) fn write_shared() {
     for vector in 0..EXCEPTIONS {
         let stub = (stubs() + STUB_EXCEPTION + STUB_EXCEPTION_LEN * usize::from(vector)) as u64;
+        let (target, selector) = if vector == BREAKPOINT {
+            ((stubs() + STUB_BREAKPOINT) as u64, KERNEL_CS)
+        } else {
+            (stub, USER_CS)
+        };
         // Only #BP and #OF may be raised by an instruction of ring 3, as on Linux.
         let dpl: u64 = if matches!(vector, 3 | 4) { 3 } else { 0 };
-        let low = stub & 0xffff
-            | u64::from(USER_CS) << 16
+        let low = target & 0xffff
+            | u64::from(selector) << 16
             | 1 << 32 // IST 1
             | 0xe << 40
             | dpl << 45
             | 1 << 47
-            | (stub >> 16 & 0xffff) << 48;
+            | (target >> 16 & 0xffff) << 48;
         put(idt() + 16 * usize::from(vector), low);
-        put(idt() + 16 * usize::from(vector) + 8, stub >> 32);
+        put(idt() + 16 * usize::from(vector) + 8, target >> 32);
         // out imm8, al; ud2
         let code = [0xe6, PORT_EXCEPTION + vector, 0x0f, 0x0b, 0x0f, 0x0b, 0x0f, 0x0b];
         put(stub as usize, u64::from_le_bytes(code));
+    }
+    let [f0, f1, f2, f3] = FLUSH.to_le_bytes();
+    let [p0, p1, p2, p3] = FLUSH_PAGE.to_le_bytes();
+    #[rustfmt::skip]
+    let code = [
+        0x48, 0x3d, f0, f1, f2, f3, // cmp rax, FLUSH
+        0x75, 0x08,                 // jne 1f
+        0x0f, 0x20, 0xda,           // mov rdx, cr3
+        0x0f, 0x22, 0xda,           // mov cr3, rdx
+        0x48, 0xcf,                 // iretq
+        0x48, 0x3d, p0, p1, p2, p3, // 1: cmp rax, FLUSH_PAGE
+        0x75, 0x05,                 // jne 2f
+        0x0f, 0x01, 0x3f,           // invlpg [rdi]
+        0x48, 0xcf,                 // iretq
+        0xe6, PORT_EXCEPTION + BREAKPOINT, // 2: out imm8, al
+        0x0f, 0x0b,                 // ud2
+        0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
+    ];
+    for (index, bytes) in code.chunks_exact(8).enumerate() {
+        let mut word = [0; 8];
+        word.copy_from_slice(bytes);
+        put(stubs() + STUB_BREAKPOINT + 8 * index, u64::from_le_bytes(word));
     }
     // out imm8, al; ud2
     put(syscall_entry(), u64::from_le_bytes([0xe6, PORT_SYSCALL, 0xf, 0xb, 0xf, 0xb, 0xf, 0xb]));

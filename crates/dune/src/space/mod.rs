@@ -13,7 +13,7 @@ pub(crate) mod cpu_tables;
 pub(crate) mod vmas;
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicU16, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use crate::host::{AnyVm, HostError, Vm as _, kvm};
 use crate::paging::{Flags, PAGE, Rights, TABLE_SPAN, TableMemory, Tables, USER_END};
@@ -57,9 +57,23 @@ pub(crate) struct Space {
 pub(crate) static SPACE: Lock<Space> =
     Lock::new(Space { vm: None, tables: None, vmas: Vmas::NONE, windows: 0, careful: 0 });
 
+/// The top table and the offset of table addresses, for who looks without the lock: tables are never
+/// unlinked.
+static ROOT: AtomicU64 = AtomicU64::new(0);
+static GPA_OFFSET: AtomicU64 = AtomicU64::new(0);
+
+/// The tables of this process to look at, and to change bits of entries in; `None` before there are any.
+pub(crate) fn view() -> Option<Tables<ArenaTables>> {
+    let root = ROOT.load(Ordering::Acquire);
+    let gpa_offset = GPA_OFFSET.load(Ordering::Relaxed);
+    // As many as there can be: this one makes none.
+    let memory = ArenaTables { used: arena::TABLES.len, committed: arena::TABLES.len, gpa_offset };
+    (root != 0).then(|| Tables::view(memory, root))
+}
+
 /// Tables from [`arena::TABLES`].
 #[derive(Debug)]
-struct ArenaTables {
+pub(crate) struct ArenaTables {
     used: usize,
     committed: usize,
     /// What to add to an address of the arena for its guest-physical one.
@@ -100,9 +114,9 @@ impl Space {
         let committed = self.tables.as_mut().map_or(0, |tables| tables.memory().committed);
         self.tables = Tables::new(ArenaTables { used: 0, committed, gpa_offset });
         let out = HostError { step: "making a page table", errno: Errno(libc::ENOMEM) };
-        if self.tables.is_none() {
-            return Err(out);
-        }
+        let root = self.tables.as_ref().ok_or(out)?.root();
+        GPA_OFFSET.store(gpa_offset, Ordering::Relaxed);
+        ROOT.store(root, Ordering::Release);
         cpu_tables::write_shared();
         let supervisor = Flags::PRESENT | Flags::ACCESSED | Flags::DIRTY | Flags::WRITABLE;
         let stubs = Rights { write: false, execute: true }.flags();
@@ -200,6 +214,22 @@ impl Space {
         self.fill(start..start + len.min(EAGER_BYTES / 8), rights.flags())
     }
 
+    /// Gives everything in `range` that is mapped entries, whole mappings whatever their size.
+    pub(crate) fn populate(&mut self, range: Range<u64>) -> Result<(), HostError> {
+        let mut address = range.start;
+        while let Some(vma) = self.vmas.from(address) {
+            if vma.start >= range.end.min(USER_END) {
+                break;
+            }
+            address = vma.end;
+            if vma.readable() && !arena::contains(vma.start as usize) {
+                let part = vma.start.max(range.start)..vma.end.min(range.end);
+                self.fill(part, rights(vma).flags())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The program is about to lose rights to `range`, or its pages: their entries go.
     pub(crate) fn zap(&mut self, range: Range<u64>) {
         self.vmas.forget();
@@ -226,13 +256,15 @@ impl Space {
         if address >= USER_END {
             return Ok(Fault::Segv(SEGV_MAPERR));
         }
-        if arena::contains(address as usize) && !arena::TABLES.contains(address as usize) {
-            return Ok(Fault::Segv(SEGV_MAPERR));
+        // What the CPU itself uses keeps the entries that it has. Tables and records of threads are read
+        // by code in guest mode (`inside`), as any memory.
+        let fixed = [arena::SHARED, arena::CPUS];
+        if fixed.iter().any(|part| part.contains(address as usize)) {
+            return Ok(Fault::Segv(SEGV_ACCERR));
         }
         let mut found = self.vmas.at(address);
         if found.is_none() && sys::readable(address as usize) {
             // A stack has grown.
-            self.vmas.forget();
             found = self.vmas.at(address);
         }
         let Some(vma) = found else { return Ok(Fault::Segv(SEGV_MAPERR)) };

@@ -71,7 +71,7 @@ pub(crate) struct Vmas {
 }
 
 impl Vmas {
-    pub(crate) const NONE: Self = Self { fd: -1, by_address: false, known: 0 };
+    pub(crate) const NONE: Self = Self { fd: -1, by_address: true, known: 0 };
 
     /// Opens the list of this process.
     pub(crate) fn open() -> Result<Self, HostError> {
@@ -113,7 +113,9 @@ impl Vmas {
         if found.is_some_and(|vma| vma.start <= address) {
             return found;
         }
-        // The kernel may have made it since.
+        // The kernel may have made it since, or will, if it is a stack that grows: then one reading
+        // of the list does.
+        sys::readable(address as usize);
         self.read_all();
         self.find(address)
     }

@@ -202,9 +202,11 @@ pub(crate) fn copy_in(from: usize, to: &mut [u8]) -> Result<(), Errno> {
     copy(libc::SYS_process_vm_readv, to.as_mut_ptr() as usize, from, to.len())
 }
 
-/// Copies `from` to `to`, an address of the program's that may be bad.
+/// Copies `from` to `to`, an address of the program's that may be bad, and marks it as written.
 pub(crate) fn copy_out(from: &[u8], to: usize) -> Result<(), Errno> {
-    copy(libc::SYS_process_vm_writev, from.as_ptr() as usize, to, from.len())
+    let result = copy(libc::SYS_process_vm_writev, from.as_ptr() as usize, to, from.len());
+    crate::calls::written::wrote(to as u64..to.saturating_add(from.len()) as u64);
+    result
 }
 
 fn copy(nr: i64, local: usize, remote: usize, len: usize) -> Result<(), Errno> {

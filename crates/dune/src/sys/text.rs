@@ -14,6 +14,14 @@ impl<const N: usize> Text<N> {
         Self { bytes: [0; N], len: 0 }
     }
 
+    /// Appends bytes that need not be UTF-8.
+    pub(crate) fn push(&mut self, bytes: impl Iterator<Item = u8>) {
+        for (to, from) in self.bytes[self.len..].iter_mut().zip(bytes) {
+            *to = from;
+            self.len += 1;
+        }
+    }
+
     /// What was written.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]

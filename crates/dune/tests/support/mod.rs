@@ -10,13 +10,13 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     Exit(i32),
     Signal(i32),
 }
 
 /// The status of a child by `waitpid`.
-pub fn end(status: i32) -> End {
+pub(crate) fn end(status: i32) -> End {
     if libc::WIFEXITED(status) {
         End::Exit(libc::WEXITSTATUS(status))
     } else {
@@ -25,7 +25,7 @@ pub fn end(status: i32) -> End {
 }
 
 /// Whether guest mode is to be had; prints why not.
-pub fn available() -> bool {
+pub(crate) fn available() -> bool {
     if let Err(error) = dune::host::kvm::open() {
         println!("skipped: no guest mode here: {error}");
         return false;
@@ -35,7 +35,7 @@ pub fn available() -> bool {
 
 /// Runs `body` in guest mode in a child of its own; what the child printed and how it ended. `None`:
 /// there is no guest mode here, and the reason is printed.
-pub fn run(body: impl FnOnce()) -> Option<(End, String)> {
+pub(crate) fn run(body: impl FnOnce()) -> Option<(End, String)> {
     if !available() {
         return None;
     }
@@ -51,7 +51,7 @@ pub fn run(body: impl FnOnce()) -> Option<(End, String)> {
 }
 
 /// Runs `body` in a child, natively.
-pub fn run_in_child(body: impl FnOnce()) -> (End, String) {
+pub(crate) fn run_in_child(body: impl FnOnce()) -> (End, String) {
     let mut pipe = [0; 2];
     // SAFETY: two descriptors go into the array.
     assert_eq!(unsafe { libc::pipe2(pipe.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
@@ -100,7 +100,7 @@ pub fn run_in_child(body: impl FnOnce()) -> (End, String) {
 }
 
 /// Runs `body` in guest mode, and expects it to return.
-pub fn passes(body: impl FnOnce()) {
+pub(crate) fn passes(body: impl FnOnce()) {
     if let Some((end, text)) = run(body) {
         assert_eq!(end, End::Exit(0), "the guest said:\n{text}");
     }
