@@ -63,7 +63,10 @@ fn epoll(r: &mut Run) {
     }
     let to = r.out(256);
     assert_eq!(r.wrote(libc::SYS_epoll_wait, &[epoll, to, 10, 0]), 2);
-    assert_eq!(r.wrote(libc::SYS_epoll_wait, &[epoll, to, 1, 0]), 1);
+    for room in [1, 2] {
+        let to = r.out(256);
+        assert_eq!(r.wrote(libc::SYS_epoll_wait, &[epoll, to, room, 0]), room as i64);
+    }
     let to = r.out(256);
     assert_eq!(r.wrote(libc::SYS_epoll_pwait, &[epoll, to, 10, 0, 0, 8]), 2);
     let to = r.out(256);
@@ -88,7 +91,7 @@ fn asynchronous(r: &mut Run) {
     let list = r.words(&blocks);
     assert_eq!(r.wrote(libc::SYS_io_submit, &[context, 3, list]), 3);
     let events = r.out(1024);
-    assert_eq!(r.wrote(libc::SYS_io_getevents, &[context, 3, 10, events, 0]), 3);
+    assert_eq!(r.wrote(libc::SYS_io_getevents, &[context, 3, 3, events, 0]), 3);
     r.meanwhile("an asynchronous read", |r| r.get(a, 1) == [0x5a]);
     assert_eq!(r.get(c + 99, 1), [0x5a]);
     // One that waits for a pipe.

@@ -27,7 +27,8 @@ fn clocks(r: &mut Run) {
     let to = r.out(64);
     r.wrote(libc::SYS_times, &[to]);
     for (call, args) in [(libc::SYS_adjtimex, vec![]), (libc::SYS_clock_adjtime, vec![0])] {
-        let timex = r.words(&[0; 40]);
+        let timex = r.out(320);
+        r.set(timex, &[0; 4]); // asks only
         r.wrote(call, &[args, vec![timex]].concat());
     }
     r.ok(libc::SYS_settimeofday, &[0, 0]);
