@@ -25,6 +25,8 @@ use crate::sys;
 pub(crate) const CALL_INSIDE: i64 = 0x4455_0001;
 /// and entries for a range, start and end.
 pub(crate) const CALL_POPULATE: i64 = 0x4455_0002;
+/// Page faults go to ring 3 from now on.
+pub(crate) const CALL_HANDLE_FAULTS: i64 = 0x4455_0003;
 
 /// Makes system call `nr` for the program.
 pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
@@ -33,6 +35,10 @@ pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
         CALL_POPULATE => {
             let done = SPACE.lock().populate(a[0]..a[1]);
             return Outcome::Result(done.map_or_else(|error| -i64::from(error.errno.0), |()| 0));
+        }
+        CALL_HANDLE_FAULTS => {
+            crate::space::cpu_tables::deliver_page_faults(crate::faults::entry());
+            return Outcome::Result(0);
         }
         _ => {}
     }

@@ -16,7 +16,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_run};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
 
-use super::{Exit, HostError, Registers, Start, Step as _, Vcpu, Vm, Xsave};
+use super::{Exit, HostError, Registers, Start, Step as _, Vcpu, Vm, Xsave, kind};
 use crate::sys::{self, Errno};
 
 const KVM_RUN: u64 = 0xae80;
@@ -33,7 +33,7 @@ pub(crate) const USER_SS: u16 = 0x2b;
 pub(crate) const TSS_SELECTOR: u16 = 0x40;
 /// XCR0 bits that a guest may have: x87, SSE, AVX, AVX-512, PKRU; not AMX, whose state is too big
 /// for `KVM_GET_XSAVE`.
-const XCR0_WANTED: u64 = 0x2e7;
+pub(crate) const XCR0_WANTED: u64 = 0x2e7;
 
 /// What all machines of this process share.
 struct Shared {
@@ -41,7 +41,9 @@ struct Shared {
     msrs: Msrs,
     xcr0: u64,
     fsgsbase: bool,
-    /// Index of LSTAR in `msrs`; its value is set for each start.
+    /// VT-x wants a task state segment that is busy (SDM 3C §26.3.1.2). SVM does not mind, and QEMU's
+    /// emulation of it looks at the I/O bitmap only of one that is not.
+    tss_type: u8,
     sync_regs: bool,
 }
 
@@ -118,7 +120,8 @@ fn shared(kvm: &Kvm) -> Result<Shared, HostError> {
     let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };
     let entries = [msr(MSR_STAR, STAR), msr(MSR_SFMASK, SYSCALL_MASK), msr(MSR_LSTAR, 0)];
     let msrs = Msrs::from_entries(&entries).expect("three entries are fewer than the maximum");
-    Ok(Shared { cpuid, msrs, xcr0, fsgsbase, sync_regs })
+    let tss_type = if kind::hardware() == Some(kind::HostKind::Svm) { 0x9 } else { 0xb };
+    Ok(Shared { cpuid, msrs, xcr0, fsgsbase, tss_type, sync_regs })
 }
 
 /// A duplicate of a descriptor above those of the program. The limit on descriptors is lifted for a
@@ -278,7 +281,7 @@ impl Vcpu for KvmVcpu {
             base: start.tss,
             limit: start.tss_limit,
             selector: TSS_SELECTOR,
-            type_: 0xb,
+            type_: shared.tss_type,
             present: 1,
             ..Default::default()
         };
