@@ -68,10 +68,7 @@ fn make(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
         libc::SYS_vfork => tasks::vfork(guest),
         libc::SYS_exit => tasks::exit(guest, a[0]),
 
-        libc::SYS_close if descriptors::ours(a[0]) => -i64::from(libc::EBADF),
-        libc::SYS_dup2 | libc::SYS_dup3 if descriptors::ours(a[0]) || descriptors::ours(a[1]) => {
-            -i64::from(libc::EBADF)
-        }
+        nr if descriptors::on_ours(nr, a) => -i64::from(libc::EBADF),
         libc::SYS_close_range => descriptors::close_range(guest, a),
 
         libc::SYS_rt_sigaction => actions::sigaction(guest.process(), a[0], a[1], a[2], a[3]),
