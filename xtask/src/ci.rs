@@ -78,11 +78,15 @@ fn steps() -> anyhow::Result<Vec<(&'static str, u64, Command)>> {
     let mut workloads = Command::new(root.join("workloads/test.sh"));
     let libraries = [Flavour::STOCK, Flavour::PATCHED].map(|flavour| layout.library_dir(flavour));
     workloads.env("GC_LIBRARY_PATHS", std::env::join_paths(libraries)?);
+    // The model checker's own atomics: all is built again, into a directory of its own.
+    let mut loom = cargo::cargo(&["test", "-p", "dune", "--test", "shootdown_loom", "--release"])?;
+    loom.args(["--target-dir", "target/loom"]).env("RUSTFLAGS", "--cfg loom");
     Ok(vec![
         ("format", 2, cargo::cargo(&["fmt", "--all", "--check"])?),
         ("lint", 10, clippy),
         ("build", 15, cargo::barchan(&["build"])?),
         ("tests", 30, tests),
+        ("loom", 10, loom),
         ("workloads", 15, workloads),
     ])
 }
