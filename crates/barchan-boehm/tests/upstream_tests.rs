@@ -242,7 +242,12 @@ fn plan<'a>(stock: &'a Collector, patched: &'a Collector, trackers: &[Source]) -
     for mode in [Mode::Alternating, Mode::AlternatingIncremental] {
         for program in &of_patched {
             if !LONG_AND_ALIKE.contains(&program.as_str()) {
-                jobs.push(Job { program: program.clone(), mode, collector: patched, tracker: None });
+                jobs.push(Job {
+                    program: program.clone(),
+                    mode,
+                    collector: patched,
+                    tracker: None,
+                });
             }
         }
     }
