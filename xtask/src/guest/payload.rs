@@ -10,6 +10,8 @@ use super::cpio::Archive;
 use super::modules::Module;
 use super::program;
 
+/// Swap space, if there is any.
+const SWAP_MIB: u32 = 256;
 const BUSYBOX: &str = "/bin/busybox";
 
 /// A test: a program of this machine that ends with status 0 if all is well.
@@ -21,14 +23,24 @@ pub(crate) struct Test {
 }
 
 impl Test {
-    /// What to call it.
+    /// What to call it: the name of the file, without the hash that cargo puts behind it.
     pub(crate) fn name(&self) -> String {
-        self.program.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        let file = self.file_name();
+        match file.rsplit_once('-') {
+            Some((name, hash)) if hash.len() == 16 && u64::from_str_radix(hash, 16).is_ok() => {
+                name.to_owned()
+            }
+            _ => file,
+        }
     }
 
     /// Where it is in the guest.
     fn path(&self) -> String {
-        format!("/test/{}", self.name())
+        format!("/test/{}", self.file_name())
+    }
+
+    fn file_name(&self) -> String {
+        self.program.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// A script that becomes the test.
@@ -55,6 +67,8 @@ pub(crate) struct Payload {
     /// Files of the guest to bring out.
     pub(crate) fetch: Vec<String>,
     pub(crate) modules: Vec<Module>,
+    /// Whether to make swap space of zram, which is among the modules.
+    pub(crate) swap: bool,
 }
 
 impl Payload {
@@ -80,7 +94,7 @@ impl Payload {
         archive.file("/etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n");
         archive.file("/etc/hosts", 0o644, b"127.0.0.1 localhost guest\n");
         self.add_modules(&mut archive, scratch)?;
-        archive.file("/guest/settings", 0o644, format!("NONCE={nonce}\n").as_bytes());
+        archive.file("/guest/settings", 0o644, self.settings(nonce).as_bytes());
         archive.file("/guest/fetch", 0o644, lines(&self.fetch).as_bytes());
         for (n, test) in self.tests.iter().enumerate() {
             archive.file(&format!("/guest/tests/{n}"), 0o755, test.script().as_bytes());
@@ -90,6 +104,11 @@ impl Payload {
             add(&mut archive, source, target, scratch)?;
         }
         Ok(archive.finish())
+    }
+
+    fn settings(&self, nonce: &str) -> String {
+        let swap_mib = if self.swap { SWAP_MIB } else { 0 };
+        format!("NONCE={nonce}\nSWAP_MIB={swap_mib}\n")
     }
 
     fn add_modules(&self, archive: &mut Archive, scratch: &Path) -> anyhow::Result<()> {
