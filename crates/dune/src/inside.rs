@@ -12,9 +12,11 @@ use core::marker::PhantomData;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::calls::{CALL_INSIDE, CALL_POPULATE, written};
+use crate::calls::{CALL_HANDLE_FAULTS, CALL_INSIDE, CALL_POPULATE, written};
+use crate::faults::{self, FaultHandler};
 use crate::harvest;
-use crate::paging::{ENTRIES, Flags, PAGE, TABLE_SPAN, USER_END};
+use crate::paging::{ENTRIES, Flags, HELD, PAGE, TABLE_SPAN, USER_END};
+use crate::shootdown::{FlushLocal, Scope};
 use crate::space::cpu_tables::{FLUSH, FLUSH_PAGE};
 use crate::space::{self};
 use crate::sys::{self, PAGE_SIZE};
@@ -65,6 +67,9 @@ pub struct Entry {
     entry: &'static AtomicU64,
     inside: Inside,
 }
+
+// For mutators that reach safepoints, `shootdown` does with fewer flushes what `flush_everywhere` does with
+// one of each CPU: `Inside` is its way to flush.
 
 /// A page that [`Inside::flush_everywhere`] gives back, so that the host flushes.
 static DUMMY: AtomicUsize = AtomicUsize::new(0);
@@ -163,6 +168,62 @@ impl Inside {
         }
     }
 
+    /// Takes the right to write from the pages of `range`, in this process' tables only: the kernel may
+    /// still write to them for a system call. A write calls the handler of
+    /// [`handle_faults`](Self::handle_faults), or is SIGSEGV. Pages without an entry are left as they
+    /// are: [`populate`](Self::populate) first.
+    ///
+    /// # Errors
+    /// [`RangeError::Range`].
+    pub fn protect(self, range: Range<usize>) -> Result<FlushOwed, RangeError> {
+        check(&range)?;
+        let writable = Flags::PRESENT | Flags::WRITABLE;
+        let changed = self.update(range, |entry| {
+            Flags::from_bits_truncate(entry)
+                .contains(writable)
+                .then_some(entry & !Flags::WRITABLE.bits() | HELD)
+        });
+        Ok(FlushOwed { inside: self, cleared: changed })
+    }
+
+    /// Gives protected pages of `range` the right to write back. No flush is owed: an entry that a TLB
+    /// holds without the right only faults once more.
+    ///
+    /// # Errors
+    /// [`RangeError::Range`].
+    pub fn unprotect(self, range: Range<usize>) -> Result<(), RangeError> {
+        check(&range)?;
+        self.update(range, |entry| {
+            (entry & HELD != 0 && entry & Flags::PRESENT.bits() != 0)
+                .then_some(entry & !HELD | Flags::WRITABLE.bits())
+        });
+        Ok(())
+    }
+
+    /// Calls `handler` for each write to a protected page, from now on, in all threads.
+    ///
+    /// # Safety
+    /// The handler keeps to what [`FaultHandler`] says.
+    pub unsafe fn handle_faults(self, handler: FaultHandler) {
+        faults::set_handler(handler);
+        // SAFETY: a number that Linux does not have; the gate's stub is pointed to the code of `faults`.
+        unsafe { sys::raw(CALL_HANDLE_FAULTS, [0; 6]) };
+    }
+
+    /// Changes entries of `range` as `f` says; how many were.
+    fn update(self, range: Range<usize>, f: impl Fn(u64) -> Option<u64>) -> usize {
+        let mut changed = 0;
+        if let Some(tables) = space::view() {
+            tables.for_each_table(range.start as u64..range.end as u64, |table, slots| {
+                for entry in table.entries(slots) {
+                    let done = entry.fetch_update(Ordering::AcqRel, Ordering::Relaxed, &f);
+                    changed += usize::from(done.is_ok());
+                }
+            });
+        }
+        changed
+    }
+
     /// Flushes this CPU's TLB, entries of the paging structures included.
     pub fn flush(self) {
         // SAFETY: in guest mode, as the proof says, the stub behind INT3 reloads CR3 and returns.
@@ -194,6 +255,17 @@ impl Inside {
             let _ = sys::advise(page, PAGE_SIZE, libc::MADV_DONTNEED);
         }
         self.flush();
+    }
+}
+
+impl FlushLocal for Inside {
+    fn flush(&mut self, scope: Scope) {
+        match scope {
+            Scope::Pages { first, count } => {
+                (first..first + count).for_each(|page| self.flush_page((page << 12) as usize));
+            }
+            Scope::All => Self::flush(*self),
+        }
     }
 }
 

@@ -18,6 +18,7 @@
 //! | [`effects`] | which memory a system call writes |
 //! | [`harvest`] | reading and clearing D bits |
 //! | [`inside`] | entries, dirty bits and the TLB, for code in guest mode |
+//! | [`faults`] | page faults that the program handles itself |
 //! | [`shootdown`] | flushing translations on all vCPUs |
 //! | [`stats`] | counts |
 //!
@@ -28,6 +29,7 @@
 compile_error!("guest mode is for x86-64 Linux");
 
 pub mod effects;
+pub mod faults;
 pub mod harvest;
 pub mod host;
 pub mod inside;

@@ -228,6 +228,7 @@ fn closing_everything_leaves_the_guest_running() {
         unsafe {
             assert_eq!(libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32), 0);
             for fd in 3..20_000 {
+                assert_eq!(libc::fcntl(fd, libc::F_GETFD), -1, "{fd} is open");
                 libc::close(fd);
             }
             for fd in 16_300..16_500 {

@@ -1,11 +1,39 @@
-//! Descriptors of the monitor's: programs that close everything must not close them.
+//! Descriptors of the monitor's: programs that close everything must not close them, and programs that
+//! look which are open shall not find them. Where they do not look by descriptor (`/proc/self/fd`)
+//! they see them.
 
 use crate::process::run::Guest;
 use crate::process::thread::Thread;
 use crate::space::SPACE;
 
+/// Whether call `nr` is about one of them: to the program it is not open.
+pub(super) fn on_ours(nr: i64, a: [u64; 6]) -> bool {
+    match nr {
+        libc::SYS_dup2 | libc::SYS_dup3 => ours(a[0]) || ours(a[1]),
+        libc::SYS_read
+        | libc::SYS_write
+        | libc::SYS_close
+        | libc::SYS_fstat
+        | libc::SYS_newfstatat
+        | libc::SYS_lseek
+        | libc::SYS_ioctl
+        | libc::SYS_pread64
+        | libc::SYS_pwrite64
+        | libc::SYS_readv
+        | libc::SYS_writev
+        | libc::SYS_dup
+        | libc::SYS_fcntl
+        | libc::SYS_flock
+        | libc::SYS_fsync
+        | libc::SYS_fchdir
+        | libc::SYS_fstatfs
+        | libc::SYS_getdents64 => ours(a[0]),
+        _ => false,
+    }
+}
+
 /// Whether `fd` is the monitor's.
-pub(super) fn ours(fd: u64) -> bool {
+fn ours(fd: u64) -> bool {
     let fd = fd as u32 as i32;
     if fd < 0 || !crate::host::kvm::may_own(fd) {
         return false;

@@ -25,6 +25,8 @@ use crate::sys;
 pub(crate) const CALL_INSIDE: i64 = 0x4455_0001;
 /// and entries for a range, start and end.
 pub(crate) const CALL_POPULATE: i64 = 0x4455_0002;
+/// Page faults go to ring 3 from now on.
+pub(crate) const CALL_HANDLE_FAULTS: i64 = 0x4455_0003;
 
 /// Makes system call `nr` for the program.
 pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
@@ -33,6 +35,10 @@ pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
         CALL_POPULATE => {
             let done = SPACE.lock().populate(a[0]..a[1]);
             return Outcome::Result(done.map_or_else(|error| -i64::from(error.errno.0), |()| 0));
+        }
+        CALL_HANDLE_FAULTS => {
+            crate::space::cpu_tables::deliver_page_faults(crate::faults::entry());
+            return Outcome::Result(0);
         }
         _ => {}
     }
@@ -62,10 +68,7 @@ fn make(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
         libc::SYS_vfork => tasks::vfork(guest),
         libc::SYS_exit => tasks::exit(guest, a[0]),
 
-        libc::SYS_close if descriptors::ours(a[0]) => -i64::from(libc::EBADF),
-        libc::SYS_dup2 | libc::SYS_dup3 if descriptors::ours(a[0]) || descriptors::ours(a[1]) => {
-            -i64::from(libc::EBADF)
-        }
+        nr if descriptors::on_ours(nr, a) => -i64::from(libc::EBADF),
         libc::SYS_close_range => descriptors::close_range(guest, a),
 
         libc::SYS_rt_sigaction => actions::sigaction(guest.process(), a[0], a[1], a[2], a[3]),

@@ -16,7 +16,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_run};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
 
-use super::{Exit, HostError, Registers, Start, Step as _, Vcpu, Vm, Xsave};
+use super::{Exit, HostError, Registers, Start, Step as _, Vcpu, Vm, Xsave, kind};
 use crate::sys::{self, Errno};
 
 const KVM_RUN: u64 = 0xae80;
@@ -33,15 +33,18 @@ pub(crate) const USER_SS: u16 = 0x2b;
 pub(crate) const TSS_SELECTOR: u16 = 0x40;
 /// XCR0 bits that a guest may have: x87, SSE, AVX, AVX-512, PKRU; not AMX, whose state is too big
 /// for `KVM_GET_XSAVE`.
-const XCR0_WANTED: u64 = 0x2e7;
+pub(crate) const XCR0_WANTED: u64 = 0x2e7;
 
 /// What all machines of this process share.
 struct Shared {
     cpuid: CpuId,
     msrs: Msrs,
-    xcr0: u64,
+    /// What XCR0 holds; `None`: the host's processor or kernel has no XSAVE, nor has the guest.
+    xcr0: Option<u64>,
     fsgsbase: bool,
-    /// Index of LSTAR in `msrs`; its value is set for each start.
+    /// VT-x wants a task state segment that is busy (SDM 3C §26.3.1.2). SVM does not mind, and QEMU's
+    /// emulation of it looks at the I/O bitmap only of one that is not.
+    tss_type: u8,
     sync_regs: bool,
 }
 
@@ -98,7 +101,7 @@ fn shared(kvm: &Kvm) -> Result<Shared, HostError> {
     }
     let mut cpuid =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).step("KVM_GET_SUPPORTED_CPUID")?;
-    let mut xcr0 = 3;
+    let mut xcr0 = None;
     let mut fsgsbase = false;
     for entry in cpuid.as_mut_slice() {
         match (entry.function, entry.index) {
@@ -110,7 +113,7 @@ fn shared(kvm: &Kvm) -> Result<Shared, HostError> {
             (0xd, 0) => {
                 entry.eax &= XCR0_WANTED as u32;
                 entry.edx = 0;
-                xcr0 = u64::from(entry.eax);
+                xcr0 = Some(u64::from(entry.eax)).filter(|xcr0| xcr0 & 3 == 3);
             }
             _ => {}
         }
@@ -118,7 +121,8 @@ fn shared(kvm: &Kvm) -> Result<Shared, HostError> {
     let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };
     let entries = [msr(MSR_STAR, STAR), msr(MSR_SFMASK, SYSCALL_MASK), msr(MSR_LSTAR, 0)];
     let msrs = Msrs::from_entries(&entries).expect("three entries are fewer than the maximum");
-    Ok(Shared { cpuid, msrs, xcr0, fsgsbase, sync_regs })
+    let tss_type = if kind::hardware() == Some(kind::HostKind::Svm) { 0x9 } else { 0xb };
+    Ok(Shared { cpuid, msrs, xcr0, fsgsbase, tss_type, sync_regs })
 }
 
 /// A duplicate of a descriptor above those of the program. The limit on descriptors is lifted for a
@@ -206,9 +210,11 @@ impl Vm for KvmVm {
             .step("keeping a CPU out of forked children")?;
         let shared = SHARED.get().expect("open made it");
         cpu.set_cpuid2(&shared.cpuid).step("KVM_SET_CPUID2")?;
-        let mut xcrs = kvm::kvm_xcrs { nr_xcrs: 1, ..Default::default() };
-        xcrs.xcrs[0].value = shared.xcr0;
-        cpu.set_xcrs(&xcrs).step("KVM_SET_XCRS")?;
+        if let Some(xcr0) = shared.xcr0 {
+            let mut xcrs = kvm::kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+            xcrs.xcrs[0].value = xcr0;
+            cpu.set_xcrs(&xcrs).step("KVM_SET_XCRS")?;
+        }
         Ok(KvmVcpu { cpu, run })
     }
 
@@ -278,7 +284,7 @@ impl Vcpu for KvmVcpu {
             base: start.tss,
             limit: start.tss_limit,
             selector: TSS_SELECTOR,
-            type_: 0xb,
+            type_: shared.tss_type,
             present: 1,
             ..Default::default()
         };
@@ -295,10 +301,9 @@ impl Vcpu for KvmVcpu {
             | Cr0Flags::PAGING)
             .bits();
         sregs.cr3 = start.cr3;
-        let mut cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION
-            | Cr4Flags::OSFXSR
-            | Cr4Flags::OSXMMEXCPT_ENABLE
-            | Cr4Flags::OSXSAVE;
+        let mut cr4 =
+            Cr4Flags::PHYSICAL_ADDRESS_EXTENSION | Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE;
+        cr4.set(Cr4Flags::OSXSAVE, shared.xcr0.is_some());
         cr4.set(Cr4Flags::FSGSBASE, shared.fsgsbase);
         sregs.cr4 = cr4.bits();
         sregs.efer = (EferFlags::SYSTEM_CALL_EXTENSIONS
@@ -460,14 +465,20 @@ fn set_msrs(fd: i32, entries: [kvm_msr_entry; 3]) -> Result<(), Errno> {
 /// The size of the state that XSAVE keeps in a guest, in bytes, and its features.
 pub(crate) fn xsave_layout() -> (u32, u64) {
     let shared = SHARED.get().expect("open made it");
+    let xcr0 = shared.xcr0.unwrap_or(3);
     let size = shared
         .cpuid
         .as_slice()
         .iter()
         .filter(|e| e.function == 0xd && e.index >= 2)
-        .filter(|e| e.index < 64 && shared.xcr0 >> e.index & 1 != 0)
+        .filter(|e| e.index < 64 && xcr0 >> e.index & 1 != 0)
         .map(|e| e.ebx + e.eax)
         .max()
         .unwrap_or(0);
-    (size.max(512 + 64), shared.xcr0)
+    (size.max(512 + 64), xcr0)
+}
+
+/// Whether the guest has XSAVE.
+pub(crate) fn has_xsave() -> bool {
+    SHARED.get().expect("open made it").xcr0.is_some()
 }

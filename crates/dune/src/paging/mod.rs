@@ -16,6 +16,9 @@ pub use x86_64::structures::paging::PageTableFlags as Flags;
 
 /// Bits of an entry that hold the frame's address.
 pub const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
+/// Software bit 9 of a leaf entry: the program has protected the page (`faults`), and nobody else gives
+/// the right to write back.
+pub const HELD: u64 = 1 << 9;
 /// Entries of a table.
 pub const ENTRIES: usize = 512;
 /// Bytes that one entry of the lowest level maps.

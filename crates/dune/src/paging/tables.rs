@@ -3,7 +3,7 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::{ADDRESS_MASK, ENTRIES, Flags, PAGE, TABLE_SPAN, USER_END};
+use super::{ADDRESS_MASK, ENTRIES, Flags, HELD, PAGE, TABLE_SPAN, USER_END};
 
 /// One table: a page of entries.
 #[repr(C, align(4096))]
@@ -105,7 +105,8 @@ impl<M: TableMemory> Tables<M> {
     }
 
     /// Maps the pages of `range`, which lies within one table of the lowest level, to the frames
-    /// from `gpa` on. Entries that already are present with these rights keep their bits.
+    /// from `gpa` on. Entries that already are present with these rights keep their bits, and protected
+    /// ones ([`HELD`]) stay so.
     ///
     /// `None`: out of memory for tables.
     pub fn fill(&mut self, range: Range<u64>, gpa: u64, flags: Flags) -> Option<()> {
@@ -117,7 +118,9 @@ impl<M: TableMemory> Tables<M> {
         for page in 0..pages {
             let new = (gpa + page * PAGE) | flags.bits();
             let entry = &table.0[index(start + page * PAGE, 0)];
-            if (entry.load(Ordering::Relaxed) ^ new) & !kept.bits() != 0 {
+            let old = entry.load(Ordering::Relaxed);
+            let held = old & HELD != 0 && old & Flags::PRESENT.bits() != 0;
+            if !held && (old ^ new) & !kept.bits() != 0 {
                 entry.store(new, Ordering::Release);
             }
         }

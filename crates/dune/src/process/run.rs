@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use super::Process;
 use super::thread::Thread;
 use crate::calls;
+use crate::faults::{self, Part};
 use crate::host::{AnyVcpu, Exit, HostError, Vcpu as _};
 use crate::paging::USER_END;
 use crate::signals::{deliver, frame};
@@ -66,6 +67,9 @@ pub(crate) struct Guest<'a> {
     call: u64,
     stuck: u32,
     stuck_at: u64,
+    /// The address and the instruction of the fault that the program's handler was last called for by
+    /// the monitor.
+    handed_over: (u64, u64),
 }
 
 /// The privilege level at which SYSCALL arrives: 0, or 3 on a paravirtual host; 255: not known yet.
@@ -79,7 +83,16 @@ pub(crate) fn begin(thread: &'static Thread) -> ! {
         text::fatal(format_args!("barchan: a thread cannot enter guest mode: {error}\n"));
     }
     let place = Place::Ring3;
-    let mut guest = Guest { thread, cpu, place, all: true, call: 0, stuck: 0, stuck_at: 0 };
+    let mut guest = Guest {
+        thread,
+        cpu,
+        place,
+        all: true,
+        call: 0,
+        stuck: 0,
+        stuck_at: 0,
+        handed_over: (0, 0),
+    };
     thread.id.store(sys::thread_id(), Ordering::Relaxed);
     calls::written::child_runs(&thread.under_way, thread.start.get().child_tid);
     sys::set_mask(thread.start.get().mask);
@@ -140,13 +153,33 @@ impl Guest<'_> {
                     self.place = Place::Ring0;
                 }
                 Some(Stub::Iret) => {
-                    let frame = tables::read_iret_frame(self.thread.index);
+                    let frame = tables::read_iret_frame(registers.rsp);
                     registers.rip = frame.rip;
                     registers.rflags = frame.rflags;
                     registers.rsp = frame.rsp;
                     self.place = Place::Ring0;
                 }
-                None => self.place = Place::Ring3,
+                None => {
+                    self.place = Place::Ring3;
+                    match faults::part_at(registers.rip) {
+                        Some(Part::Exit) => return self.exception(14),
+                        Some(Part::Beginning) => {
+                            // The instruction will fault again.
+                            let frame = tables::read_frame(self.thread.index, 14);
+                            registers.rip = frame.rip;
+                            registers.rflags = frame.rflags;
+                            registers.rsp = frame.rsp;
+                            tables::release_handler(self.thread.index, frame.rsp);
+                        }
+                        Some(Part::Return) => {
+                            let frame = tables::read_iret_frame(registers.rsp);
+                            registers.rip = frame.rip;
+                            registers.rflags = frame.rflags;
+                            registers.rsp = frame.rsp;
+                        }
+                        None => {}
+                    }
+                }
             }
             self.all = true;
         }
@@ -251,7 +284,7 @@ impl Guest<'_> {
         self.all = true;
         let (error, rip) = (pushed.error, pushed.rip);
         if vector == 14 {
-            return self.page_fault(error);
+            return self.page_fault(&pushed);
         }
         let trap = [u64::from(vector), error, 0];
         let (signal, code, address) = match vector {
@@ -290,7 +323,9 @@ impl Guest<'_> {
         }
     }
 
-    fn page_fault(&mut self, error: u64) {
+    fn page_fault(&mut self, pushed: &tables::Frame) {
+        let error = pushed.error;
+        tables::release_handler(self.thread.index, pushed.rsp);
         let mut address = 0;
         self.must(|cpu| cpu.fault_address().map(|found| address = found));
         stats::page_fault();
@@ -300,10 +335,36 @@ impl Guest<'_> {
         let trap = [14, error & 0x17 | 4, address];
         match fault {
             Ok(Fault::Mapped) => {}
+            Ok(Fault::Held) => {
+                let handled = faults::handled()
+                    && !self.refused(address, pushed.rip)
+                    && self.hand_over(pushed, address);
+                if !handled {
+                    deliver::fault(self, libc::SIGSEGV, 2, address, trap);
+                }
+            }
             Ok(Fault::Segv(code)) => deliver::fault(self, libc::SIGSEGV, code, address, trap),
             Ok(Fault::Bus) => deliver::fault(self, libc::SIGBUS, 2, address, trap),
             Err(error) => self.broken_by(&error),
         }
+    }
+
+    /// Calls the program's page-fault handler; `false` if it is the handler that has faulted.
+    fn hand_over(&mut self, pushed: &tables::Frame, address: u64) -> bool {
+        let Some(rsp) = tables::hand_over(self.thread.index, pushed, address) else {
+            return false;
+        };
+        let registers = self.cpu.registers();
+        registers.rip = faults::moved();
+        registers.rsp = rsp;
+        true
+    }
+
+    /// Whether the handler has had this fault just before, and not mended it.
+    fn refused(&mut self, address: u64, rip: u64) -> bool {
+        let again = self.handed_over == (address, rip);
+        self.handed_over = if again { (0, 0) } else { (address, rip) };
+        again
     }
 
     /// The tables have a page that the host has not.

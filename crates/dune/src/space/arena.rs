@@ -35,11 +35,11 @@ const ALIGN: usize = 1 << 30;
 
 pub(crate) const SHARED: Part = Part { offset: 0, len: 2 * sys::PAGE_SIZE };
 pub(crate) const CPUS: Part = Part { offset: MIB, len: MAX_THREADS * CPU_LEN };
-/// Bytes of a CPU's area: a page of descriptors and a page of fault stack.
-pub(crate) const CPU_LEN: usize = 2 * sys::PAGE_SIZE;
-pub(crate) const WINDOWS: Part = Part { offset: 10 * MIB, len: MIB };
-pub(crate) const VMAS: Part = Part { offset: 12 * MIB, len: 4 * MIB };
-pub(crate) const TABLES: Part = Part { offset: 16 * MIB, len: 240 * MIB };
+/// Bytes of a CPU's area: a page of descriptors, a page of fault stack, and a stack for handlers.
+pub(crate) const CPU_LEN: usize = 10 * sys::PAGE_SIZE;
+pub(crate) const WINDOWS: Part = Part { offset: 44 * MIB, len: MIB };
+pub(crate) const VMAS: Part = Part { offset: 46 * MIB, len: 4 * MIB };
+pub(crate) const TABLES: Part = Part { offset: 50 * MIB, len: 206 * MIB };
 /// Bytes of a thread's record and monitor stack; a power of two, and every one is aligned to it.
 pub(crate) const STACK_LEN: usize = 256 * 1024;
 pub(crate) const STACKS: Part = Part { offset: 256 * MIB, len: MAX_THREADS * STACK_LEN };

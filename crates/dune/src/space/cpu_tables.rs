@@ -40,6 +40,10 @@ const STUB_SYSRET: usize = 16;
 const STUB_IRET: usize = 32;
 const STUB_BREAKPOINT: usize = 64;
 const STUB_BREAKPOINT_LEN: usize = 64;
+/// Where the stub of page faults goes, and the stub that ends the run for them.
+const STUB_TARGET: usize = 128;
+const STUB_PAGE_FAULT: usize = 136;
+const PAGE_FAULT: u8 = 14;
 const STUB_EXCEPTION: usize = 256;
 const STUB_EXCEPTION_LEN: usize = 8;
 
@@ -81,9 +85,60 @@ pub(crate) fn tss(cpu: usize) -> usize {
     gdt(cpu) + TSS_OFFSET
 }
 
+/// The end of a CPU's fault stack, from the start of its area.
+const FAULT_TOP: usize = 2 * PAGE_SIZE - 64;
+/// Where the frame of a page fault is: six words below.
+pub(crate) const FAULT_FRAME: usize = FAULT_TOP - 48;
+/// The end of the stack for page-fault handlers,
+pub(crate) const HANDLER_TOP: usize = arena::CPU_LEN - 64;
+/// above it a word that is not zero while it is in use,
+pub(crate) const HANDLER_BUSY: usize = HANDLER_TOP + 8;
+/// and one for the address of a fault that the monitor hands over.
+pub(crate) const HANDLER_ADDRESS: usize = HANDLER_TOP + 16;
+
 /// The end of a CPU's fault stack.
 pub(crate) fn fault_stack(cpu: usize) -> usize {
-    gdt(cpu) + arena::CPU_LEN - 64
+    gdt(cpu) + FAULT_TOP
+}
+
+/// A page fault of CPU `cpu` with the stack at `rsp` is not handled at ring 3 at the moment: the next
+/// may be. A fault of the handler's own leaves it as it is.
+pub(crate) fn release_handler(cpu: usize, rsp: u64) {
+    let stack = gdt(cpu) + 2 * PAGE_SIZE..=gdt(cpu) + HANDLER_TOP;
+    if !stack.contains(&(rsp as usize)) {
+        put(gdt(cpu) + HANDLER_BUSY, 0);
+    }
+}
+
+/// Puts the frame of a page fault on CPU `cpu`'s handler stack, with the address. Returns where it is, or
+/// `None` if the stack is in use.
+pub(crate) fn hand_over(cpu: usize, pushed: &Frame, address: u64) -> Option<u64> {
+    use crate::host::kvm::USER_SS;
+    let area = gdt(cpu);
+    // SAFETY: an aligned word of the arena.
+    let busy = unsafe { &*((area + HANDLER_BUSY) as *const AtomicU64) };
+    if busy.swap(1, Ordering::Relaxed) != 0 {
+        return None;
+    }
+    put(area + HANDLER_ADDRESS, address);
+    let bottom = area + HANDLER_TOP - 48;
+    let words = [
+        pushed.error,
+        pushed.rip,
+        u64::from(USER_CS),
+        pushed.rflags,
+        pushed.rsp,
+        u64::from(USER_SS),
+    ];
+    for (index, word) in words.into_iter().enumerate() {
+        put(bottom + 8 * index, word);
+    }
+    Some(bottom as u64)
+}
+
+/// Sends page faults to `target`, code at ring 3.
+pub(crate) fn deliver_page_faults(target: usize) {
+    put(stubs() + STUB_TARGET, target as u64);
 }
 
 /// What an address in the page of stubs is about to do.
@@ -111,6 +166,7 @@ pub(crate) fn stub_at(rip: u64) -> Option<Stub> {
         _ if (STUB_BREAKPOINT..STUB_BREAKPOINT + STUB_BREAKPOINT_LEN).contains(&offset) => {
             Stub::Breakpoint
         }
+        STUB_PAGE_FAULT => Stub::Exception(PAGE_FAULT),
         _ if offset < STUB_EXCEPTION => Stub::Sysret,
         _ => Stub::Exception(((offset - STUB_EXCEPTION) / STUB_EXCEPTION_LEN) as u8),
     })
@@ -156,6 +212,20 @@ pub(crate) fn write_shared() {
         // out imm8, al; ud2
         let code = [0xe6, PORT_EXCEPTION + vector, 0x0f, 0x0b, 0x0f, 0x0b, 0x0f, 0x0b];
         put(stub as usize, u64::from_le_bytes(code));
+        if vector == PAGE_FAULT {
+            put(stubs() + STUB_PAGE_FAULT, u64::from_le_bytes(code));
+            deliver_page_faults(if crate::faults::handled() {
+                crate::faults::entry()
+            } else {
+                stubs() + STUB_PAGE_FAULT
+            });
+            // jmp [rip + target]
+            let [d0, d1, d2, d3] = ((stubs() + STUB_TARGET) as i64 - (stub as i64 + 6))
+                .to_le_bytes()[..4]
+                .try_into()
+                .unwrap_or([0; 4]);
+            put(stub as usize, u64::from_le_bytes([0xff, 0x25, d0, d1, d2, d3, 0x0f, 0x0b]));
+        }
     }
     let [f0, f1, f2, f3] = FLUSH.to_le_bytes();
     let [p0, p1, p2, p3] = FLUSH_PAGE.to_le_bytes();
@@ -247,9 +317,12 @@ pub(crate) fn write_iret_frame(cpu: usize, rip: u64, rflags: u64, rsp: u64) -> u
     bottom as u64
 }
 
-/// Reads back what [`write_iret_frame`] wrote.
-pub(crate) fn read_iret_frame(cpu: usize) -> Frame {
-    let bottom = fault_stack(cpu) - 40;
+/// Reads the frame of an IRETQ, at `rsp`, which is in the arena.
+pub(crate) fn read_iret_frame(rsp: u64) -> Frame {
+    let bottom = rsp as usize;
+    if !arena::contains(bottom) || bottom % 8 != 0 {
+        return Frame::default();
+    }
     // SAFETY: aligned words of the arena.
     let word =
         |n: usize| unsafe { (*((bottom + 8 * n) as *const AtomicU64)).load(Ordering::Relaxed) };

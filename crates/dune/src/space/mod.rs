@@ -35,6 +35,8 @@ const CAREFUL_FAULTS: u32 = 4096;
 pub(crate) enum Fault {
     /// There is an entry now: run on.
     Mapped,
+    /// The program has protected the page itself.
+    Held,
     /// The program has no such right: SIGSEGV, with this `si_code`.
     Segv(i32),
     /// There is a mapping and no page: SIGBUS.
@@ -151,7 +153,7 @@ impl Space {
         let user = Rights { write: true, execute: false }.flags();
         let area = cpu_tables::gdt(cpu) as u64;
         self.fill(area..area + PAGE, supervisor)?;
-        self.fill(area + PAGE..area + 2 * PAGE, user)
+        self.fill(area + PAGE..area + arena::CPU_LEN as u64, user)
     }
 
     /// The guest-physical address of `hva`, whose window is made if it is the first use.
@@ -277,6 +279,9 @@ impl Space {
         };
         if !allowed {
             return Ok(Fault::Segv(SEGV_ACCERR));
+        }
+        if write && crate::faults::is_held(address) {
+            return Ok(Fault::Held);
         }
         let page = address & !(PAGE - 1);
         let mut range = page..page + PAGE;
