@@ -95,6 +95,9 @@ bool wl_spoil(void);
 void wl_check_begin(void);
 void wl_check_end(void);
 
+/* True while this thread is collecting and the others are stopped, anywhere, or about to be. */
+extern _Thread_local bool wl_stops_world;
+
 /* malloc memory that holds no GC pointer and is never a root: shadow copies, tables. */
 void *wl_shadow(size_t count, size_t size);
 

@@ -30,6 +30,7 @@
 #define PAUSE_CAPACITY ((size_t)1 << 20) /* 8 MiB of address space, touched as it fills */
 
 _Thread_local struct wl_clock wl_clock;
+_Thread_local bool wl_stops_world;
 uint64_t wl_epoch;
 uint64_t wl_slow = UINT64_MAX;
 
@@ -68,9 +69,11 @@ static void GC_CALLBACK on_event(GC_EventType event)
     sample_heap();
     if (event == GC_EVENT_PRE_STOP_WORLD) {
         record->stop_ns = now_ns();
+        wl_stops_world = true;
     } else if (event == GC_EVENT_POST_START_WORLD && record->stop_ns != 0) {
         uint64_t took = now_ns() - record->stop_ns;
         record->stop_ns = 0;
+        wl_stops_world = false;
         if (record->pauses < PAUSE_CAPACITY)
             record->pause_ns[record->pauses] = took;
         record->pauses++;
