@@ -1,0 +1,2 @@
+#include "guest.h"
+const struct test fuzz_tests[] = { { NULL, NULL } };

@@ -1,0 +1,2 @@
+#include "guest.h"
+const struct test memory_tests[] = { { NULL, NULL } };

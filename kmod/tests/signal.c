@@ -1,0 +1,2 @@
+#include "guest.h"
+const struct test signal_tests[] = { { NULL, NULL } };
