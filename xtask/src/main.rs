@@ -5,6 +5,7 @@
 //! | `setup` | the system packages that a build and the tests need |
 //! | `bench` | the benchmark, from nothing to the report |
 //! | `ci` | all checks and tests, counted |
+//! | `guest` | tests where virtualization is, real or emulated |
 //! | `header` | the C header, generated again |
 //! | `step` | running a program with a time limit |
 //! | `tally` | counting tests in what they print |
@@ -18,6 +19,7 @@
 mod bench;
 mod cargo;
 mod ci;
+mod guest;
 mod header;
 mod setup;
 mod step;
@@ -55,6 +57,8 @@ enum Command {
     Bench(bench::Args),
     /// Run every check and every test; the last line is `N passed, N failed`
     Ci(ci::Args),
+    /// Run a test on a host with virtualization: this machine's, or an emulated one
+    GuestTest(Box<guest::Args>),
     /// Generate crates/barchan-c/include/barchan.h from the sources
     Header,
 }
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::command(&args),
         Command::Bench(args) => bench::command(args),
         Command::Ci(args) => ci::command(&args),
+        Command::GuestTest(args) => guest::command(&args),
         Command::Header => header::command(),
     };
     done.unwrap_or_else(|error| {

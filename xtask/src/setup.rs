@@ -35,20 +35,47 @@ const TEST: &[Package] = &[
     ("ecl", "a real program on the collector"),
 ];
 
+/// What the emulated hosts of `cargo xtask guest-test` need, beside their kernels.
+const GUEST: &[Package] = &[
+    ("qemu-system-x86", "emulates a machine with SVM"),
+    ("seabios", "its firmware"),
+    ("bochs", "emulates a machine with VMX"),
+    ("bochs-term", "its display: a terminal that nobody sees"),
+    ("bochsbios", "its firmware"),
+    ("vgabios", "its firmware"),
+    ("grub-common", "makes the CD that Bochs boots"),
+    ("grub-pc-bin", "the boot loader on it"),
+    ("xorriso", "makes the CD that Bochs boots"),
+    ("mtools", "makes the CD that Bochs boots"),
+    ("busybox-static", "the system of the guests"),
+    ("xz-utils", "unpacks kernel modules"),
+    ("binutils", "strips what goes into a guest"),
+    ("make", "builds kernel modules"),
+    ("gcc-12", "builds kernel modules, as Debian builds its kernels"),
+    ("pahole", "building a module for Linux 6.12 calls it"),
+];
+
 /// `cargo xtask setup`
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Also what the tests need
     #[arg(long)]
     test: bool,
+
+    /// Only what the emulated hosts of guest-test need, and Debian's kernels for them
+    #[arg(long)]
+    guest: bool,
 }
 
 /// Runs the task.
 pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
-    if args.test {
-        for_tests()?
+    if args.guest {
+        for_guests()?;
+        crate::guest::fetch_kernels()?;
+    } else if args.test {
+        for_tests()?;
     } else {
-        install(BUILD)?
+        install(BUILD)?;
     }
     println!("setup: all there");
     Ok(ExitCode::SUCCESS)
@@ -73,6 +100,11 @@ pub(crate) fn for_tests() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Installs [`GUEST`].
+pub(crate) fn for_guests() -> anyhow::Result<()> {
+    install(GUEST)
 }
 
 /// Installs those of `packages` that are missing.

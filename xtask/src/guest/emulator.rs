@@ -1,0 +1,118 @@
+//! An emulator as a process: started in a group of its own, ended with all that is in it,
+//! whatever becomes of us.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// A running emulator; dropping it ends it.
+pub(crate) struct Emulator {
+    child: Child,
+}
+
+impl Emulator {
+    /// Starts `command` without a terminal; what it prints goes to `log`.
+    pub(crate) fn start(command: &Command, log: &Path) -> anyhow::Result<Self> {
+        let log = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let errors = log.try_clone().context("cannot duplicate a descriptor")?;
+        let mut command = bound_to_us(command);
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        Self::spawn(command)
+    }
+
+    /// Starts `command` on a terminal that nobody sees, for programs that insist on one.
+    pub(crate) fn start_on_terminal(command: &Command, log: &Path) -> anyhow::Result<Self> {
+        use rustix::pty;
+        let mut log =
+            File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        let master = pty::openpt(pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY)
+            .context("cannot open a pseudo-terminal (is /dev/pts mounted?)")?;
+        pty::grantpt(&master).context("cannot grant a pseudo-terminal")?;
+        pty::unlockpt(&master).context("cannot unlock a pseudo-terminal")?;
+        let name = pty::ptsname(&master, Vec::new()).context("cannot name a pseudo-terminal")?;
+        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+        let terminal: OwnedFd = rustix::fs::open(name, flags, rustix::fs::Mode::empty())
+            .context("cannot open the other end of a pseudo-terminal")?;
+        let size = rustix::termios::Winsize { ws_row: 50, ws_col: 132, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&terminal, size).context("cannot size a pseudo-terminal")?;
+        let mut command = bound_to_us(command);
+        let copy = || terminal.try_clone().context("cannot duplicate a descriptor");
+        command.env("TERM", "xterm").stdin(copy()?).stdout(copy()?).stderr(copy()?);
+        let emulator = Self::spawn(command)?;
+        // Unread output would stop the emulator.
+        std::thread::spawn(move || {
+            let mut master = File::from(master);
+            let mut bytes = [0; 4096];
+            while let Ok(n) = master.read(&mut bytes) {
+                if n == 0 {
+                    break;
+                }
+                std::io::Write::write_all(&mut log, &bytes[..n]).ok();
+            }
+        });
+        Ok(emulator)
+    }
+
+    fn spawn(mut command: Command) -> anyhow::Result<Self> {
+        let child =
+            command.process_group(0).spawn().context("cannot start setpriv (util-linux)")?;
+        Ok(Self { child })
+    }
+
+    /// The processor time that it has used, in seconds: unlike the clock it does not count what
+    /// other processes took.
+    pub(crate) fn cpu_seconds(&self) -> Option<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        // Behind the name, which ends with the last `)`: utime and stime are fields 14 and 15 of
+        // proc(5), in ticks.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let ticks =
+            fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().ok());
+        let ticks = ticks.sum::<Option<u64>>()?;
+        Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        self.child.try_wait().context("cannot wait for the emulator")
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        // It holds nothing that wants saving. An error means that nobody is left.
+        kill_process_group(Pid::from_child(&self.child), Signal::KILL).ok();
+        self.child.wait().ok();
+    }
+}
+
+/// The same command, but killed by the kernel if we die without a chance to do it.
+fn bound_to_us(command: &Command) -> Command {
+    let mut bound = Command::new("setpriv");
+    bound.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => bound.env(name, value),
+            None => bound.env_remove(name),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        bound.current_dir(dir);
+    }
+    bound
+}
+
+/// An error if `program` is not to be found.
+pub(crate) fn require(program: &str) -> anyhow::Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&path).any(|dir| dir.join(program).is_file()) {
+        bail!("{program} is missing: cargo xtask setup --guest installs what the guests need");
+    }
+    Ok(())
+}

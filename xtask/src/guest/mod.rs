@@ -1,0 +1,320 @@
+//! `cargo xtask guest-test`: runs a test where virtualization is, real or emulated.
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | `debian`, `kernel`, `modules` | Debian's kernels, fetched and unpacked, and their modules |
+//! | `payload`, `program`, `cpio`, `init.sh` | the initramfs: busybox, modules, the test, its libraries |
+//! | `machine`, `tcg`, `bochs`, `emulator` | the emulated machine and its process |
+//! | `watch`, `verdict`, `files` | following the logs, judging by them, what was sent out |
+//! | `native` | the same test on this machine's own /dev/kvm |
+
+mod bochs;
+mod cpio;
+mod debian;
+mod emulator;
+mod files;
+mod kernel;
+mod machine;
+mod modules;
+mod native;
+mod payload;
+mod program;
+mod tcg;
+mod verdict;
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::{cargo, setup, step};
+use kernel::{Kernel, Series};
+use machine::{Machine, Run};
+use payload::Payload;
+use verdict::End;
+
+/// Where a test can run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Host {
+    /// This machine, with its own /dev/kvm
+    Native,
+    /// QEMU's emulator of an AMD processor: SVM, nested paging; two CPUs; boots in seconds
+    Tcg,
+    /// Bochs, an emulator of an Intel processor: VMX, EPT, VPID, PML, VMFUNC; exact and slow
+    Bochs,
+}
+
+impl Host {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Tcg => "tcg",
+            Self::Bochs => "bochs",
+        }
+    }
+}
+
+/// `cargo xtask guest-test`
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The emulated hosts boot Debian's kernel with an initramfs of busybox, kvm's modules, the test and
+the libraries that it needs. The run succeeds only if the test ended with 0 and the kernel
+was silent: any WARNING, BUG, Oops, stall or lockdep line, a taint, a module that does not
+load or unload, the time limit, or a line that is missing, is a failure. Logs are kept in
+build/guest/run.
+
+  cargo xtask guest-test --host tcg                       the probe of the host itself
+  cargo xtask guest-test --host bochs --kernel 6.12
+  cargo xtask guest-test --host tcg -p dune --test enter -- --nocapture
+  cargo xtask guest-test --host bochs --no-kvm --module kmod/dune.ko -- kmod/tests/selftest -v
+  cargo xtask guest-test --host tcg --module zram --file workloads:/workloads -- /bin/busybox ls /workloads
+
+A module is built against the guest's kernel with
+  make -C build/guest/kernel/6.1/build M=$PWD/kmod modules")]
+pub(crate) struct Args {
+    /// Where to run
+    #[arg(long, value_enum)]
+    host: Host,
+
+    /// The kernel that an emulated host boots
+    #[arg(long, value_enum, default_value_t = Series::V6_1)]
+    kernel: Series,
+
+    /// Virtual CPUs [default: 2; bochs: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
+    cpus: Option<u32>,
+
+    /// Memory of the emulated machine, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024,
+          value_parser = clap::value_parser!(u32).range(128..=3072))]
+    memory: u32,
+
+    /// A module to load before the test and unload after it: a file (x.ko) or a name of the
+    /// guest's kernel, maybe with parameters: --module 'dune.ko debug=1'
+    #[arg(long = "module", value_name = "MODULE")]
+    modules: Vec<String>,
+
+    /// Do not load kvm and kvm_intel or kvm_amd
+    #[arg(long)]
+    no_kvm: bool,
+
+    /// A file or directory to bring into the guest, at the same path or at DST
+    #[arg(long = "file", value_name = "SRC[:DST]")]
+    files: Vec<String>,
+
+    /// A file of the guest to bring out, to DST or into the current directory
+    #[arg(long = "fetch", value_name = "PATH[:DST]")]
+    fetch: Vec<String>,
+
+    /// An environment variable of the test
+    #[arg(long = "env", value_name = "NAME=VALUE")]
+    environment: Vec<String>,
+
+    /// Added to the command line of the guest's kernel
+    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
+    append: String,
+
+    /// A text that excuses a line of the kernel which would fail the run
+    #[arg(long = "allow", value_name = "TEXT")]
+    allowed: Vec<String>,
+
+    /// Seconds for the whole run, booting included [default: native 300, tcg 300, bochs 900]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    timeout: Option<u64>,
+
+    /// A package of this workspace to take the test from, with --test, --bin or --lib
+    #[arg(short, long, value_name = "NAME")]
+    package: Option<String>,
+
+    /// An integration test of the package
+    #[arg(long, value_name = "NAME", requires = "package", conflicts_with_all = ["bin", "lib"])]
+    test: Option<String>,
+
+    /// A program of the package
+    #[arg(long, value_name = "NAME", requires = "package", conflicts_with = "lib")]
+    bin: Option<String>,
+
+    /// The unit tests of the package
+    #[arg(long, requires = "package")]
+    lib: bool,
+
+    /// Build the package's test with optimisation
+    #[arg(long, requires = "package")]
+    release: bool,
+
+    /// Do not look for missing Debian packages
+    #[arg(long)]
+    skip_setup: bool,
+
+    /// The program and its arguments; with --package only arguments. Without either: the probe
+    #[arg(last = true, value_name = "BINARY [ARGS]")]
+    command: Vec<String>,
+}
+
+/// Runs the task.
+pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
+    if !args.skip_setup && args.host != Host::Native {
+        setup::for_guests()?;
+    }
+    let mut payload = Payload::default();
+    (payload.program, payload.arguments) = test_program(args)?;
+    for variable in &args.environment {
+        let (name, value) = variable
+            .split_once('=')
+            .with_context(|| format!("--env {variable} is not NAME=VALUE"))?;
+        payload.environment.push((name.to_owned(), value.to_owned()));
+    }
+    let interrupted = step::interrupt_flag()?;
+    if args.host == Host::Native {
+        return native::run(args, &payload, &interrupted);
+    }
+    for file in &args.files {
+        let (source, target) = file.split_once(':').unwrap_or((file, file));
+        let source = Path::new(source)
+            .canonicalize()
+            .with_context(|| format!("there is no {source} to bring into the guest"))?;
+        let target =
+            if target == file { source.to_string_lossy().into_owned() } else { target.to_owned() };
+        payload.files.push((source, target));
+    }
+    emulated(args, payload, &interrupted)
+}
+
+/// The program to run, and its arguments.
+fn test_program(args: &Args) -> anyhow::Result<(PathBuf, Vec<String>)> {
+    if let Some(package) = &args.package {
+        let program = cargo::test_program(package, &args.target(), args.release)?;
+        return Ok((program, args.command.clone()));
+    }
+    let Some((program, arguments)) = args.command.split_first() else {
+        let program = cargo::test_program("kvm-probe", &["--bin", "kvm-probe"], true)?;
+        return Ok((program, Vec::new()));
+    };
+    let found = Path::new(program).canonicalize().with_context(|| {
+        format!("there is no program {program}; give its path on this machine, not a name")
+    })?;
+    Ok((found, arguments.to_vec()))
+}
+
+impl Args {
+    fn target(&self) -> Vec<&str> {
+        match (&self.test, &self.bin) {
+            (Some(name), _) => vec!["--test", name],
+            (_, Some(name)) => vec!["--bin", name],
+            _ => vec!["--lib"],
+        }
+    }
+
+    fn limit(&self) -> Duration {
+        let default = if self.host == Host::Bochs { 900 } else { 300 };
+        Duration::from_secs(self.timeout.unwrap_or(default))
+    }
+}
+
+fn emulated(
+    args: &Args,
+    mut payload: Payload,
+    interrupted: &AtomicBool,
+) -> anyhow::Result<ExitCode> {
+    let kernel = Kernel::get(args.kernel)?;
+    let catalogue = modules::Catalogue::of(&kernel)?;
+    if !args.no_kvm {
+        let kvm = if args.host == Host::Bochs { "kvm_intel" } else { "kvm_amd" };
+        catalogue.resolve(kvm, false, &mut payload.modules)?;
+    }
+    for module in &args.modules {
+        catalogue.resolve(module, true, &mut payload.modules)?;
+    }
+    let mut destinations = Vec::new();
+    for file in &args.fetch {
+        let (path, destination) = file.split_once(':').unwrap_or((file, ""));
+        let name = Path::new(path).file_name().with_context(|| format!("{path} names no file"))?;
+        let here = if destination.is_empty() { PathBuf::from(name) } else { destination.into() };
+        payload.fetch.push(path.to_owned());
+        destinations.push(here);
+    }
+    let cpus = args.cpus.unwrap_or(if args.host == Host::Bochs { 1 } else { 2 });
+    let machine = Machine::new(args.host, &kernel, cpus, args.memory, &args.append);
+    let run = Run::create(&format!("{}-{}", args.host.name(), args.kernel))?;
+    let nonce = nonce()?;
+    let initramfs = payload.initramfs(&nonce, &run.dir)?;
+    std::fs::write(&run.initramfs, initramfs).context("cannot write the initramfs")?;
+    println!(
+        "guest: {} in {}, Linux {}, {cpus} CPU{}",
+        payload.program.display(),
+        args.host.name(),
+        kernel.release,
+        if cpus == 1 { "" } else { "s" }
+    );
+    let mut emulator = match args.host {
+        Host::Bochs => bochs::start(&machine, &run)?,
+        _ => tcg::start(&machine, &run)?,
+    };
+    let files = !destinations.is_empty();
+    let seen = watch::watch(&mut emulator, &run, &nonce, args.limit(), files, interrupted)?;
+    drop(emulator);
+    run.remove_images();
+    let mut problems =
+        verdict::problems(&seen.end, &seen.report, &seen.kernel_log, &nonce, &args.allowed);
+    if files && seen.end == End::Done {
+        problems.extend(files::extract(&run.files, &nonce, &payload.fetch, &destinations)?);
+    }
+    conclude(args, &run, &seen, &problems)
+}
+
+fn conclude(
+    args: &Args,
+    run: &Run,
+    seen: &watch::Seen,
+    problems: &[String],
+) -> anyhow::Result<ExitCode> {
+    let what = format!("{} with Linux {}", args.host.name(), args.kernel);
+    let time = |spent: watch::Spent| {
+        format!("{:.1} s ({:.1} s of CPU)", spent.clock.as_secs_f64(), spent.cpu_seconds)
+    };
+    let took = time(seen.all);
+    let boot = seen
+        .boot
+        .map_or("did not begin".to_owned(), |spent| format!("began after {}", time(spent)));
+    if problems.is_empty() {
+        println!("guest: {what}: passed in {took}; the test {boot}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("guest: the end of the kernel's console ({}):", run.kernel_log.display());
+    let lines: Vec<_> = seen.kernel_log.lines().collect();
+    for line in &lines[lines.len().saturating_sub(40)..] {
+        println!("    {}", line.trim_end());
+    }
+    println!("guest: {what}: FAILED after {took}; the test {boot}");
+    for problem in problems {
+        println!("guest:   {problem}");
+    }
+    println!("guest: the logs are in {}", run.dir.display());
+    Ok(if seen.end == End::Interrupted { ExitCode::from(130) } else { ExitCode::FAILURE })
+}
+
+/// Fetches the kernels that are not there yet, and says where they are.
+pub(crate) fn fetch_kernels() -> anyhow::Result<()> {
+    for series in Series::ALL {
+        let kernel = Kernel::get(series)?;
+        println!(
+            "setup: Linux {}; modules: make -C {}",
+            kernel.release,
+            kernel.build_dir().display()
+        );
+    }
+    Ok(())
+}
+
+/// A word that nobody else knows, so that no line is taken for one of this run by accident.
+fn nonce() -> anyhow::Result<String> {
+    use std::io::Read as _;
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context("cannot read /dev/urandom")?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+}
