@@ -1,7 +1,7 @@
 #!/bin/busybox sh
-# The first process of a guest: loads the modules, runs the test, says what came of it.
+# The first process of a guest: loads the modules, runs the tests, says what came of it.
 #
-# ttyS0 is the kernel's console; ttyS1 carries the output of the test, and lines of our own,
+# ttyS0 is the kernel's console; ttyS1 carries the output of the tests, and lines of our own,
 # which begin with @ and the nonce that the host chose for this run; ttyS2 takes files out. The
 # host believes nothing but a complete set of those lines (xtask/src/guest/verdict.rs).
 
@@ -50,10 +50,14 @@ while read -r name parameters; do
     fi
 done </guest/load
 
-say begin
-cd /tmp
-setsid /guest/command
-say "status $?"
+n=0
+while [ -e "/guest/tests/$n" ]; do
+    cd /tmp
+    say "begin $n"
+    setsid "/guest/tests/$n"
+    say "status $n $?"
+    n=$((n + 1))
+done
 
 while read -r name; do
     if ! rmmod "$name"; then

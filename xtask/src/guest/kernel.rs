@@ -10,6 +10,9 @@ use anyhow::{Context as _, bail};
 use super::debian::Apt;
 use crate::cargo;
 
+/// Debian's smaller kernel, made for virtual machines.
+const FLAVOUR: &str = "-cloud-amd64";
+
 /// A series of kernels: what is promised to work, whatever the update of the day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Series {
@@ -101,7 +104,7 @@ fn newest(apt: &Apt, series: Series) -> anyhow::Result<String> {
     let release = images
         .iter()
         .filter_map(|name| name.strip_prefix("linux-image-"))
-        .filter(|release| release.ends_with("-cloud-amd64"))
+        .filter(|release| release.ends_with(FLAVOUR))
         .filter(|release| headers.contains(&format!("linux-headers-{release}")))
         .max_by_key(|release| numbers(release));
     release.map(str::to_owned).with_context(|| {
@@ -111,9 +114,11 @@ fn newest(apt: &Apt, series: Series) -> anyhow::Result<String> {
     })
 }
 
-/// The numbers in a release, for comparing: `6.1.0-56-cloud-amd64` is 6, 1, 0, 56, 64.
+/// The numbers in a release, for comparing: `6.1.0-56-cloud-amd64` is 6, 1, 0, 56.
 fn numbers(release: &str) -> Vec<u64> {
-    release.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
+    let version = release.trim_end_matches(FLAVOUR);
+    let digits = version.split(|c: char| !c.is_ascii_digit());
+    digits.filter_map(|digits| digits.parse().ok()).collect()
 }
 
 /// Makes the headers work from where they are: Debian's makefile names `/usr/src`.

@@ -33,8 +33,8 @@ use anyhow::Context as _;
 use crate::{cargo, setup, step};
 use kernel::{Kernel, Series};
 use machine::{Machine, Run};
-use payload::Payload;
-use verdict::End;
+use payload::{Payload, Test};
+use verdict::{Case, End};
 
 /// Where a test can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -53,6 +53,15 @@ impl Host {
             Self::Native => "native",
             Self::Tcg => "tcg",
             Self::Bochs => "bochs",
+        }
+    }
+
+    /// The kind of virtualization that an emulated host must have; `kvm-probe` checks it.
+    fn kind(self) -> Option<&'static str> {
+        match self {
+            Self::Native => None,
+            Self::Tcg => Some("svm"),
+            Self::Bochs => Some("vmx"),
         }
     }
 }
@@ -159,14 +168,7 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
     if !args.skip_setup && args.host != Host::Native {
         setup::for_guests()?;
     }
-    let mut payload = Payload::default();
-    (payload.program, payload.arguments) = test_program(args)?;
-    for variable in &args.environment {
-        let (name, value) = variable
-            .split_once('=')
-            .with_context(|| format!("--env {variable} is not NAME=VALUE"))?;
-        payload.environment.push((name.to_owned(), value.to_owned()));
-    }
+    let mut payload = Payload { tests: tests(args)?, ..Payload::default() };
     let interrupted = step::interrupt_flag()?;
     if args.host == Host::Native {
         return native::run(args, &payload, &interrupted);
@@ -183,20 +185,29 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
     emulated(args, payload, &interrupted)
 }
 
-/// The program to run, and its arguments.
-fn test_program(args: &Args) -> anyhow::Result<(PathBuf, Vec<String>)> {
-    if let Some(package) = &args.package {
-        let program = cargo::test_program(package, &args.target(), args.release)?;
-        return Ok((program, args.command.clone()));
+/// The tests to run.
+fn tests(args: &Args) -> anyhow::Result<Vec<Test>> {
+    let mut environment = Vec::new();
+    for variable in &args.environment {
+        let (name, value) = variable
+            .split_once('=')
+            .with_context(|| format!("--env {variable} is not NAME=VALUE"))?;
+        environment.push((name.to_owned(), value.to_owned()));
     }
-    let Some((program, arguments)) = args.command.split_first() else {
+    let (program, arguments) = if let Some(package) = &args.package {
+        let program = cargo::test_program(package, &args.target(), args.release)?;
+        (program, args.command.clone())
+    } else if let Some((program, arguments)) = args.command.split_first() {
+        let found = Path::new(program).canonicalize().with_context(|| {
+            format!("there is no program {program}; give its path on this machine, not a name")
+        })?;
+        (found, arguments.to_vec())
+    } else {
         let program = cargo::test_program("kvm-probe", &["--bin", "kvm-probe"], true)?;
-        return Ok((program, Vec::new()));
+        let expect = args.host.kind().map(|kind| ["--expect".to_owned(), kind.to_owned()]);
+        (program, expect.into_iter().flatten().collect())
     };
-    let found = Path::new(program).canonicalize().with_context(|| {
-        format!("there is no program {program}; give its path on this machine, not a name")
-    })?;
-    Ok((found, arguments.to_vec()))
+    Ok(vec![Test { program, arguments, environment }])
 }
 
 impl Args {
@@ -242,9 +253,10 @@ fn emulated(
     let nonce = nonce()?;
     let initramfs = payload.initramfs(&nonce, &run.dir)?;
     std::fs::write(&run.initramfs, initramfs).context("cannot write the initramfs")?;
+    let names: Vec<_> = payload.tests.iter().map(Test::name).collect();
     println!(
         "guest: {} in {}, Linux {}, {cpus} CPU{}",
-        payload.program.display(),
+        names.join(", "),
         args.host.name(),
         kernel.release,
         if cpus == 1 { "" } else { "s" }
@@ -257,8 +269,8 @@ fn emulated(
     let seen = watch::watch(&mut emulator, &run, &nonce, args.limit(), files, interrupted)?;
     drop(emulator);
     run.remove_images();
-    let mut problems =
-        verdict::problems(&seen.end, &seen.report, &seen.kernel_log, &nonce, &args.allowed);
+    let case = Case { nonce: &nonce, tests: &names, allowed: &args.allowed };
+    let mut problems = verdict::problems(&seen.end, &seen.report, &seen.kernel_log, case);
     if files && seen.end == End::Done {
         problems.extend(files::extract(&run.files, &nonce, &payload.fetch, &destinations)?);
     }

@@ -33,22 +33,24 @@ pub(crate) fn run(
     if let Some(why) = unusable() {
         bail!("no native host: {why}");
     }
-    println!("guest: {} on this machine", payload.program.display());
     let start = Instant::now();
-    let mut command = Command::new(&payload.program);
-    command.args(&payload.arguments);
-    command.envs(payload.environment.iter().map(|(name, value)| (name, value)));
-    let end = step::run(command, args.limit(), interrupted, |_| {})?;
+    let mut failures = Vec::new();
+    for test in &payload.tests {
+        println!("guest: {} on this machine", test.program.display());
+        let mut command = Command::new(&test.program);
+        command.args(&test.arguments);
+        command.envs(test.environment.iter().map(|(name, value)| (name, value)));
+        match step::run(command, args.limit(), interrupted, |_| {})? {
+            End::Success => {}
+            End::Failure(why) => failures.push(format!("{}: {why}", test.name())),
+            End::Interrupted => return Ok(ExitCode::from(130)),
+        }
+    }
     let seconds = start.elapsed().as_secs_f64();
-    Ok(match end {
-        End::Success => {
-            println!("guest: native: passed in {seconds:.1} s");
-            ExitCode::SUCCESS
-        }
-        End::Failure(why) => {
-            println!("guest: native: FAILED after {seconds:.1} s: {why}");
-            ExitCode::FAILURE
-        }
-        End::Interrupted => ExitCode::from(130),
-    })
+    if failures.is_empty() {
+        println!("guest: native: passed in {seconds:.1} s");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("guest: native: FAILED after {seconds:.1} s: {}", failures.join("; "));
+    Ok(ExitCode::FAILURE)
 }

@@ -12,13 +12,44 @@ use super::program;
 
 const BUSYBOX: &str = "/bin/busybox";
 
-/// A test and all that it needs.
-#[derive(Debug, Default)]
-pub(crate) struct Payload {
-    /// The program on this machine.
+/// A test: a program of this machine that ends with status 0 if all is well.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Test {
     pub(crate) program: PathBuf,
     pub(crate) arguments: Vec<String>,
     pub(crate) environment: Vec<(String, String)>,
+}
+
+impl Test {
+    /// What to call it.
+    pub(crate) fn name(&self) -> String {
+        self.program.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Where it is in the guest.
+    fn path(&self) -> String {
+        format!("/test/{}", self.name())
+    }
+
+    /// A script that becomes the test.
+    fn script(&self) -> String {
+        let mut script = "#!/bin/sh\n".to_owned();
+        for (name, value) in &self.environment {
+            script += &format!("export {name}={}\n", quoted(value));
+        }
+        script += &format!("exec {}", quoted(&self.path()));
+        for argument in &self.arguments {
+            script += &format!(" {}", quoted(argument));
+        }
+        script + "\n"
+    }
+}
+
+/// Tests and all that they need.
+#[derive(Debug, Default)]
+pub(crate) struct Payload {
+    /// Run one after the other.
+    pub(crate) tests: Vec<Test>,
     /// Files and directories of this machine, and where they go.
     pub(crate) files: Vec<(PathBuf, String)>,
     /// Files of the guest to bring out.
@@ -48,40 +79,33 @@ impl Payload {
         );
         archive.file("/etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n");
         archive.file("/etc/hosts", 0o644, b"127.0.0.1 localhost guest\n");
-        self.add_modules(&mut archive);
+        self.add_modules(&mut archive, scratch)?;
         archive.file("/guest/settings", 0o644, format!("NONCE={nonce}\n").as_bytes());
         archive.file("/guest/fetch", 0o644, lines(&self.fetch).as_bytes());
-        let name = self.program.file_name().context("the test is not a file")?.to_string_lossy();
-        let path = format!("/test/{name}");
-        archive.file("/guest/command", 0o755, self.command(&path).as_bytes());
-        add(&mut archive, &self.program, &path, scratch)?;
+        for (n, test) in self.tests.iter().enumerate() {
+            archive.file(&format!("/guest/tests/{n}"), 0o755, test.script().as_bytes());
+            add(&mut archive, &test.program, &test.path(), scratch)?;
+        }
         for (source, target) in &self.files {
             add(&mut archive, source, target, scratch)?;
         }
         Ok(archive.finish())
     }
 
-    fn add_modules(&self, archive: &mut Archive) {
+    fn add_modules(&self, archive: &mut Archive, scratch: &Path) -> anyhow::Result<()> {
         for module in &self.modules {
-            archive.file(&format!("/guest/modules/{}.ko", module.name), 0o644, &module.content);
+            let content = program::stripped_module(&module.content, scratch)?;
+            archive.file(&format!("/guest/modules/{}.ko", module.name), 0o644, &content);
         }
+        self.add_lists(archive);
+        Ok(())
+    }
+
+    fn add_lists(&self, archive: &mut Archive) {
         let load = self.modules.iter().map(|m| format!("{} {}", m.name, m.parameters));
         let unload = self.modules.iter().rev().filter(|m| m.unload).map(|m| m.name.clone());
         archive.file("/guest/load", 0o644, lines(&load.collect::<Vec<_>>()).as_bytes());
         archive.file("/guest/unload", 0o644, lines(&unload.collect::<Vec<_>>()).as_bytes());
-    }
-
-    /// A script that becomes the test.
-    fn command(&self, path: &str) -> String {
-        let mut script = "#!/bin/sh\n".to_owned();
-        for (name, value) in &self.environment {
-            script += &format!("export {name}={}\n", quoted(value));
-        }
-        script += &format!("exec {}", quoted(path));
-        for argument in &self.arguments {
-            script += &format!(" {}", quoted(argument));
-        }
-        script + "\n"
     }
 }
 
@@ -129,13 +153,12 @@ mod tests {
 
     #[test]
     fn the_command_survives_a_shell() {
-        let payload = Payload {
+        let test = Test {
+            program: "/usr/bin/echo".into(),
             arguments: vec!["a b".into(), "it's $HOME".into(), String::new()],
             environment: vec![("X".into(), "1 '2".into())],
-            ..Payload::default()
         };
-        let script =
-            payload.command("/bin/echo").replace("exec '/bin/echo'", "printf '%s|' \"$X\"");
+        let script = test.script().replace("exec '/test/echo'", "printf '%s|' \"$X\"");
         let output = std::process::Command::new("sh").args(["-c", &script]).output();
         let output = output.expect("sh starts");
         assert_eq!(String::from_utf8_lossy(&output.stdout), "1 '2|a b|it's $HOME||");
@@ -152,7 +175,7 @@ mod tests {
         let modules = vec![module("a", false), module("b", true), module("c", true)];
         let payload = Payload { modules, ..Payload::default() };
         let mut archive = Archive::default();
-        payload.add_modules(&mut archive);
+        payload.add_lists(&mut archive);
         let bytes = String::from_utf8_lossy(&archive.finish()).into_owned();
         assert!(bytes.contains("a x=1\nb x=1\nc x=1\n") && bytes.contains("c\nb\n"));
         assert!(!bytes.contains("b\na\n"));

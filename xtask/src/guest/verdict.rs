@@ -1,7 +1,7 @@
 //! What came of a run, from the two logs that it left: never success unless everything that a
 //! success consists of was said, with the nonce of this run.
 //!
-//! Needed are: the test began and ended with status 0; every module was loaded and unloaded; the
+//! Needed are: every test began and ended with status 0; every module was loaded and unloaded; the
 //! kernel's console shows the begin and end marks (so the log in between was being shown);
 //! between them no line that tells of a bug in the kernel, and none lost; no new taint of
 //! a kind that only bugs set.
@@ -54,7 +54,7 @@ const BAD: &[&str] = &[
     "Out of memory:",
 ];
 
-/// Bad only outside a test; the kernel's own words when messages are lost.
+/// The kernel's own words when messages are lost.
 const LOST: &str = "printk messages dropped";
 
 /// How the emulator's part of the run ended.
@@ -76,9 +76,11 @@ pub(crate) enum End {
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     pub(crate) release: Option<String>,
-    pub(crate) begun: bool,
+    /// How many tests began.
+    pub(crate) begun: usize,
     pub(crate) ended: bool,
-    status: Option<String>,
+    /// The exit statuses of the tests that ended, in their order.
+    statuses: Vec<String>,
     taint_before: Option<u64>,
     taint_after: Option<u64>,
     failures: Vec<String>,
@@ -97,8 +99,13 @@ impl Report {
             "kernel" => self.release = Some(rest.to_owned()),
             "taint-before" => self.taint_before = rest.parse().ok(),
             "taint-after" => self.taint_after = rest.parse().ok(),
-            "begin" => self.begun = true,
-            "status" => self.status = Some(rest.to_owned()),
+            "begin" if rest == self.begun.to_string() => self.begun += 1,
+            "status" => match rest.split_once(' ') {
+                Some((n, status)) if n == self.statuses.len().to_string() => {
+                    self.statuses.push(status.to_owned());
+                }
+                _ => self.failures.push(format!("the guest said a status out of order: {said}")),
+            },
             "end" => self.ended = true,
             "insmod-failed" => {
                 self.failures.push(format!("the module {rest} could not be loaded"));
@@ -112,16 +119,24 @@ impl Report {
     }
 }
 
+/// What is needed to judge.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case<'a> {
+    pub(crate) nonce: &'a str,
+    /// The names of the tests, all of which must succeed.
+    pub(crate) tests: &'a [String],
+    /// Texts that excuse a bad line of the kernel: a test may provoke them.
+    pub(crate) allowed: &'a [String],
+}
+
 /// All that is wrong; a success has nothing.
-///
-/// `allowed` are texts that excuse a bad line of the kernel: a test may provoke them.
 pub(crate) fn problems(
     end: &End,
     report: &Report,
     kernel_log: &str,
-    nonce: &str,
-    allowed: &[String],
+    case: Case<'_>,
 ) -> Vec<String> {
+    let Case { nonce, tests, allowed } = case;
     let mut problems = Vec::new();
     match end {
         End::Done => {}
@@ -131,17 +146,23 @@ pub(crate) fn problems(
         End::Interrupted => problems.push("interrupted".to_owned()),
     }
     problems.extend(report.failures.iter().cloned());
-    match (&report.status, report.begun) {
-        (Some(status), true) if status == "0" => {}
-        (Some(status), true) => problems.push(match status.parse::<i32>() {
-            Ok(n) if n > 128 => format!("the test was ended by signal {}", n - 128),
-            _ => format!("the test failed with exit status {status}"),
-        }),
-        (None, true) => problems.push("the test began and did not end".to_owned()),
-        (_, false) if report.release.is_some() => {
-            problems.push("the test did not begin".to_owned())
+    if report.release.is_none() {
+        problems.push("the guest did not get as far as its init".to_owned());
+    }
+    for (n, test) in tests.iter().enumerate() {
+        match report.statuses.get(n).map(String::as_str) {
+            Some("0") if report.begun > n => {}
+            Some("0") => problems.push(format!("{test} ended and did not begin")),
+            Some(status) => problems.push(match status.parse::<i32>() {
+                Ok(n) if n > 128 => format!("{test} was ended by signal {}", n - 128),
+                _ => format!("{test} failed with exit status {status}"),
+            }),
+            None if report.begun > n => problems.push(format!("{test} began and did not end")),
+            None => problems.push(format!("{test} did not begin")),
         }
-        (_, false) => problems.push("the guest did not get as far as its init".to_owned()),
+    }
+    if report.statuses.len() > tests.len() {
+        problems.push("the guest ran more tests than there are".to_owned());
     }
     if end == &End::Done && !report.ended {
         problems.push("the guest's last line is missing".to_owned());
@@ -197,8 +218,9 @@ mod tests {
     use super::*;
 
     const NONCE: &str = "5eed";
-    const SAID: &str = "@5eed kernel 6.1\n@5eed taint-before 512\n@5eed begin\nhello\n\
-        @5eed status 0\n@5eed taint-after 4608\n@5eed end";
+    const SAID: &str = "@5eed kernel 6.1\n@5eed taint-before 512\n\
+        @5eed begin 0\nhello\n@5eed status 0 0\n@5eed begin 1\n@5eed status 1 0\n\
+        @5eed taint-after 4608\n@5eed end";
     const KERNEL: &str = "[0.1] WARNING: of the emulator, before\n\
         [1.0] barchan-guest 5eed begin\n[1.1] kvm: all is well\n[1.2] barchan-guest 5eed end\n";
 
@@ -207,7 +229,13 @@ mod tests {
         for line in said.lines() {
             report.line(line, NONCE);
         }
-        problems(end, &report, kernel, NONCE, &[])
+        problems(end, &report, kernel, case(&[]))
+    }
+
+    fn case(allowed: &[String]) -> Case<'_> {
+        static TESTS: std::sync::LazyLock<[String; 2]> =
+            std::sync::LazyLock::new(|| ["one".to_owned(), "two".to_owned()]);
+        Case { nonce: NONCE, tests: TESTS.as_slice(), allowed }
     }
 
     fn one(said: &str, kernel: &str, end: &End, what: &str) {
@@ -222,7 +250,7 @@ mod tests {
 
     #[test]
     fn each_missing_line_is_a_failure() {
-        for (n, line) in SAID.lines().enumerate().filter(|(_, l)| !l.ends_with("6.1")) {
+        for (n, line) in SAID.lines().enumerate() {
             let without: Vec<_> =
                 SAID.lines().enumerate().filter(|(m, _)| *m != n).map(|(_, l)| l).collect();
             let problems = judged(&without.join("\n"), KERNEL, &End::Done);
@@ -255,11 +283,21 @@ mod tests {
 
     #[test]
     fn exit_statuses_and_signals_are_told() {
-        one(&SAID.replace("status 0", "status 3"), KERNEL, &End::Done, "exit status 3");
-        one(&SAID.replace("status 0", "status 139"), KERNEL, &End::Done, "signal 11");
-        one(&SAID.replace("status 0", "status "), KERNEL, &End::Done, "exit status");
         one(
-            &SAID.replace("@5eed status 0", "@5eed status 0\n@5eed rmmod-failed x"),
+            &SAID.replace("status 1 0", "status 1 3"),
+            KERNEL,
+            &End::Done,
+            "two failed with exit status 3",
+        );
+        one(
+            &SAID.replace("status 0 0", "status 0 139"),
+            KERNEL,
+            &End::Done,
+            "one was ended by signal 11",
+        );
+        one(&SAID.replace("status 0 0", "status 0 "), KERNEL, &End::Done, "out of order");
+        one(
+            &SAID.replace("@5eed taint-after", "@5eed rmmod-failed x\n@5eed taint-after"),
             KERNEL,
             &End::Done,
             "x could not be unloaded",
@@ -293,19 +331,19 @@ mod tests {
         for line in SAID.lines() {
             report.line(line, NONCE);
         }
-        assert!(!problems(&End::Done, &report, &kernel, NONCE, &[]).is_empty());
+        assert!(!problems(&End::Done, &report, &kernel, case(&[])).is_empty());
         let allowed = ["asked for".to_owned()];
-        assert!(problems(&End::Done, &report, &kernel, NONCE, &allowed).is_empty());
+        assert!(problems(&End::Done, &report, &kernel, case(&allowed)).is_empty());
     }
 
     #[test]
     fn output_before_a_mark_is_the_tests() {
         let mut report = Report::default();
         assert_eq!(
-            report.line("no newline at the end@5eed status 1", NONCE),
+            report.line("no newline at the end@5eed status 0 1", NONCE),
             Some("no newline at the end")
         );
-        assert_eq!(report.status.as_deref(), Some("1"));
+        assert_eq!(report.statuses, ["1"]);
         assert_eq!(report.line("@0000 status 0", NONCE), Some("@0000 status 0"));
     }
 }

@@ -14,8 +14,10 @@ use super::verdict::{End, Report};
 
 /// How often the logs are looked at.
 const TICK: Duration = Duration::from_millis(50);
-/// How long a kernel that panicked may go on printing.
-const LAST_WORDS: Duration = Duration::from_secs(3);
+/// A tick that is longer means that we were stopped; more than this does not count.
+const LONGEST_TICK: Duration = Duration::from_secs(2);
+/// How long is waited for the rest of the logs, after a panic and after the guest's last line.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How often a line of progress is printed where it cannot be overwritten.
 const PROGRESS: Duration = Duration::from_secs(30);
 
@@ -59,7 +61,10 @@ pub(crate) fn watch(
     let mut report = Report::default();
     let mut boot = None;
     let mut panicked = None;
+    let mut done = None;
     let mut progress = Progress::new();
+    // The limit is not used up while we, and the emulator with us, are stopped or suspended.
+    let (mut counted, mut last) = (Duration::ZERO, Instant::now());
     let marked = format!("barchan-guest {nonce} end");
     let files_end = format!("@{nonce} end\n");
     let end = loop {
@@ -73,17 +78,19 @@ pub(crate) fn watch(
                 println!("{output}");
             }
         }
-        if report.begun && boot.is_none() {
+        if report.begun > 0 && boot.is_none() {
             boot = Some(spent(emulator));
         }
         if panicked.is_none() && kernel.contains("Kernel panic") {
             panicked = Some(Instant::now());
         }
-        if report.ended
-            && kernel.contains(&marked)
-            && (!files || ends_with(&run.files, files_end.as_bytes()))
-        {
-            break End::Done;
+        if report.ended {
+            let all_there =
+                kernel.contains(&marked) && (!files || ends_with(&run.files, files_end.as_bytes()));
+            // What does not come soon is missing, and will be found so.
+            if all_there || counted >= *done.get_or_insert(counted) + LAST_WORDS {
+                break End::Done;
+            }
         }
         if panicked.is_some_and(|since| since.elapsed() >= LAST_WORDS) {
             break End::Panicked;
@@ -94,7 +101,9 @@ pub(crate) fn watch(
         if interrupted.load(Relaxed) {
             break End::Interrupted;
         }
-        if start.elapsed() >= limit {
+        counted += last.elapsed().min(LONGEST_TICK);
+        last = Instant::now();
+        if counted >= limit {
             break End::TimedOut(limit.as_secs());
         }
         progress.show(start.elapsed(), stage(&report, &kernel));
@@ -109,7 +118,7 @@ pub(crate) fn watch(
 }
 
 fn stage(report: &Report, kernel: &Tail) -> &'static str {
-    match (report.release.is_some(), report.begun, report.ended) {
+    match (report.release.is_some(), report.begun > 0, report.ended) {
         (_, _, true) => "ending",
         (_, true, _) => "test runs",
         (true, ..) => "modules",
