@@ -58,7 +58,7 @@ struct dune_vm {
 	int invalidations;		/* that are under way, all within: */
 	unsigned long inv_start, inv_end;
 	struct dune_window windows[DUNE_WINDOWS_MAX];
-	int window_count;
+	int windows_used;		/* places; a free one has size 0 */
 	struct list_head vcpus;
 	int vcpu_count;
 	cpumask_var_t kick_mask;
@@ -93,7 +93,7 @@ struct dune_vcpu {
 	u32 exceptions;
 
 	/* The guest's where the CPU has no VMCS field. */
-	u64 cr2, star, lstar, fmask, kernel_gs_base;
+	u64 star, lstar, fmask, kernel_gs_base;
 
 	/* The last exit. */
 	u32 exit_reason;

@@ -169,13 +169,15 @@ static void switch_msr(u32 msr, u64 from, u64 to)
 static void load_guest(struct dune_vcpu *vcpu)
 {
 	const struct host_msrs *host = this_cpu_ptr(&host_msrs);
+	u64 cr2;
 
 	switch_msr(MSR_STAR, host->star, vcpu->star);
 	switch_msr(MSR_LSTAR, host->lstar, vcpu->lstar);
 	switch_msr(MSR_SYSCALL_MASK, host->fmask, vcpu->fmask);
 	dune_wrmsr(MSR_KERNEL_GS_BASE, vcpu->kernel_gs_base);
-	if (native_read_cr2() != vcpu->cr2)
-		native_write_cr2(vcpu->cr2);
+	cr2 = READ_ONCE(vcpu->run->cr2);
+	if (native_read_cr2() != cr2)
+		native_write_cr2(cr2);
 	if (vcpu->vm->xcr0 != host_xcr0)
 		xsetbv(0, vcpu->vm->xcr0);
 	if (dune_caps.flush_l1d)
@@ -188,24 +190,31 @@ static void unload_guest(struct dune_vcpu *vcpu)
 
 	if (vcpu->vm->xcr0 != host_xcr0)
 		xsetbv(0, host_xcr0);
-	vcpu->cr2 = native_read_cr2();
+	WRITE_ONCE(vcpu->run->cr2, native_read_cr2());
 	vcpu->kernel_gs_base = dune_rdmsr(MSR_KERNEL_GS_BASE);
 	switch_msr(MSR_STAR, vcpu->star, host->star);
 	switch_msr(MSR_LSTAR, vcpu->lstar, host->lstar);
 	switch_msr(MSR_SYSCALL_MASK, vcpu->fmask, host->fmask);
 }
 
-/* The event that user space wants delivered, or 0; -EINVAL if it may not. */
-static int take_inject(const struct dune_vcpu *vcpu, u32 *inject, u32 *error)
+/* What user space wants done first; -EINVAL if it may not. */
+static int take_requests(struct dune_vcpu *vcpu, u32 *inject, u32 *error)
 {
+	u32 flags = READ_ONCE(vcpu->run->flags);
+
 	*inject = READ_ONCE(vcpu->run->inject);
 	*error = READ_ONCE(vcpu->run->inject_error);
-	if (!*inject)
-		return 0;
-	if ((*inject & ~(DUNE_EVENT_VALID | DUNE_EVENT_HAS_ERROR | DUNE_EVENT_EXCEPTION | 31)) ||
-	    !(*inject & DUNE_EVENT_VALID) || (*inject & 0x700) != DUNE_EVENT_EXCEPTION ||
-	    (*inject & 31) == X86_TRAP_NMI)
+	if (flags & ~DUNE_RUN_FORGET_EVENT)
 		return -EINVAL;
+	if (*inject &&
+	    ((*inject & ~(DUNE_EVENT_VALID | DUNE_EVENT_HAS_ERROR | DUNE_EVENT_EXCEPTION | 31)) ||
+	     !(*inject & DUNE_EVENT_VALID) || (*inject & 0x700) != DUNE_EVENT_EXCEPTION ||
+	     (*inject & 31) == X86_TRAP_NMI))
+		return -EINVAL;
+	if (flags) {
+		vcpu->redeliver = 0;
+		WRITE_ONCE(vcpu->run->flags, 0);
+	}
 	return 0;
 }
 
@@ -358,7 +367,7 @@ int dune_enter(struct dune_vcpu *vcpu)
 	unsigned long work;
 	int r;
 
-	r = take_inject(vcpu, &inject, &inject_error);
+	r = take_requests(vcpu, &inject, &inject_error);
 	if (r)
 		return r;
 

@@ -189,9 +189,7 @@ again:
 		entry = entry_of(table, gpa, l);
 		old = READ_ONCE(*entry);
 		if (old & EPT_RWX && is_leaf(old, l)) {
-			/* The host has split its large page; its notifier was first, or
-			 * the window had no room: whatever, it is wrong now.
-			 */
+			/* Larger than what the host, or the window, has there now. */
 			clear_for_mapping(vm, gpa, l);
 			table = vm->root;
 			goto again;

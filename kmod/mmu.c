@@ -66,7 +66,7 @@ static struct dune_window *find_window(struct dune_vm *vm, u64 gpa)
 {
 	struct dune_window *w;
 
-	for (w = vm->windows; w < vm->windows + vm->window_count; w++)
+	for (w = vm->windows; w < vm->windows + vm->windows_used; w++)
 		if (gpa - w->gpa < w->size)
 			return w;
 	return NULL;
@@ -74,7 +74,7 @@ static struct dune_window *find_window(struct dune_vm *vm, u64 gpa)
 
 /* Calls back for every part of [start, end) of the process that is in a window. */
 #define for_each_overlap(vm, w, start, end, gpa, gpa_end)				\
-	for (w = (vm)->windows; w < (vm)->windows + (vm)->window_count; w++)		\
+	for (w = (vm)->windows; w < (vm)->windows + (vm)->windows_used; w++)		\
 		if ((start) < w->hva + w->size && (end) > w->hva &&			\
 		    ((gpa) = w->gpa + (max_t(u64, start, w->hva) - w->hva),		\
 		     (gpa_end) = w->gpa + (min_t(u64, end, w->hva + w->size) - w->hva), true))
@@ -206,7 +206,7 @@ static bool aligned(const struct dune_window *w)
 int dune_mmu_map_window(struct dune_vm *vm, const struct dune_window *window)
 {
 	u64 gpa_end = 1ULL << dune_caps.gpa_bits;
-	struct dune_window *w;
+	struct dune_window *w, *place = NULL;
 	int r = 0;
 
 	if (!aligned(window) || (window->flags & ~DUNE_WINDOW_READONLY))
@@ -215,13 +215,18 @@ int dune_mmu_map_window(struct dune_vm *vm, const struct dune_window *window)
 	    window->size > TASK_SIZE_MAX || window->hva > TASK_SIZE_MAX - window->size)
 		return -EINVAL;
 	spin_lock(&vm->mmu_lock);
-	for (w = vm->windows; w < vm->windows + vm->window_count; w++)
-		if (window->gpa < w->gpa + w->size && w->gpa < window->gpa + window->size)
+	for (w = vm->windows; w < vm->windows + DUNE_WINDOWS_MAX; w++) {
+		if (!w->size)
+			place = place ?: w;
+		else if (window->gpa < w->gpa + w->size && w->gpa < window->gpa + window->size)
 			r = -EEXIST;
-	if (!r && vm->window_count == DUNE_WINDOWS_MAX)
+	}
+	if (!r && !place)
 		r = -ENOSPC;
-	if (!r)
-		vm->windows[vm->window_count++] = *window;
+	if (!r) {
+		*place = *window;
+		vm->windows_used = max_t(int, vm->windows_used, place - vm->windows + 1);
+	}
 	spin_unlock(&vm->mmu_lock);
 	return r;
 }
@@ -236,8 +241,11 @@ int dune_mmu_unmap_window(struct dune_vm *vm, const struct dune_window *window)
 	spin_lock(&vm->mmu_lock);
 	w = find_window(vm, window->gpa);
 	if (w && w->gpa == window->gpa && w->size == window->size) {
-		/* First it is not there for faults. */
-		*w = vm->windows[--vm->window_count];
+		/*
+		 * First it is not there for faults. Others keep their places: an
+		 * invalidation that dropped the lock is on its way through them.
+		 */
+		memset(w, 0, sizeof(*w));
 		dune_ept_zap(vm, window->gpa, window->gpa + window->size, true);
 		r = 0;
 	}

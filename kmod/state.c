@@ -106,7 +106,6 @@ int dune_state_set(struct dune_vcpu *vcpu, const struct dune_state *state)
 	vmcs_write(GUEST_INTERRUPTIBILITY_INFO, 0);
 	vmcs_write(GUEST_PENDING_DBG_EXCEPTIONS, 0);
 	preempt_enable();
-	vcpu->cr2 = state->cr2;
 	vcpu->star = state->star;
 	vcpu->lstar = state->lstar;
 	vcpu->fmask = state->fmask;
@@ -146,7 +145,6 @@ int dune_state_get(struct dune_vcpu *vcpu, struct dune_state *state)
 	state->cr4 = vmcs_read(CR4_READ_SHADOW);
 	state->efer = vmcs_read(GUEST_IA32_EFER);
 	preempt_enable();
-	state->cr2 = vcpu->cr2;
 	state->star = vcpu->star;
 	state->lstar = vcpu->lstar;
 	state->fmask = vcpu->fmask;

@@ -215,13 +215,24 @@ static long vcpu_ioctl(struct file *file, unsigned int call, unsigned long arg)
 static int vcpu_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct dune_vcpu *vcpu = file->private_data;
+	unsigned long i, pages = vcpu->shared_bytes >> PAGE_SHIFT;
+	int r;
 
 	if (!dune_vm_is_ours(vcpu->vm))
 		return -EIO;
-	if (!(vma->vm_flags & VM_SHARED) || (vma->vm_flags & VM_EXEC))
+	if (!(vma->vm_flags & VM_SHARED) || (vma->vm_flags & VM_EXEC) ||
+	    vma->vm_pgoff > pages || vma_pages(vma) > pages - vma->vm_pgoff)
 		return -EINVAL;
-	vm_flags_set(vma, VM_DONTCOPY);
-	return remap_vmalloc_range(vma, vcpu->run, vma->vm_pgoff);
+	vm_flags_set(vma, VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP);
+	for (i = 0; i < vma_pages(vma); i++) {
+		void *shared = (void *)vcpu->run + ((vma->vm_pgoff + i) << PAGE_SHIFT);
+
+		r = vm_insert_page(vma, vma->vm_start + (i << PAGE_SHIFT),
+				   vmalloc_to_page(shared));
+		if (r)
+			return r;
+	}
+	return 0;
 }
 
 static void vcpu_free(struct dune_vcpu *vcpu)
@@ -304,7 +315,7 @@ static struct dune_vcpu *vcpu_alloc(struct dune_vm *vm, const struct dune_vcpu_c
 	if (config->ring_entries)
 		vcpu->shared_bytes = DUNE_RING_ENTRIES + config->ring_entries * sizeof(u64);
 	/* One area: the run page, the ring, its entries. */
-	vcpu->run = vmalloc_user(vcpu->shared_bytes);
+	vcpu->run = __vmalloc(vcpu->shared_bytes, GFP_KERNEL_ACCOUNT | __GFP_ZERO);
 	vcpu->xsave = alloc_pages_exact(dune_caps.xsave_bytes, GFP_KERNEL_ACCOUNT);
 	if (!vcpu->run || !vcpu->xsave)
 		goto failed;

@@ -173,6 +173,8 @@ static void write_controls(struct dune_vcpu *vcpu)
 	vmcs_write(VM_ENTRY_CONTROLS, c->entry);
 	if (cpu2 & SECONDARY_EXEC_ENABLE_VPID)
 		vmcs_write(VIRTUAL_PROCESSOR_ID, vcpu->vpid);
+	if (cpu2 & SECONDARY_EXEC_ENCLS_EXITING)
+		vmcs_write(ENCLS_EXITING_BITMAP, ~0ULL);
 	vmcs_write(EPT_POINTER, vcpu->vm->eptp);
 	vmcs_write(MSR_BITMAP, __pa(msr_bitmap));
 	vmcs_write(CR0_GUEST_HOST_MASK, ~0ULL);

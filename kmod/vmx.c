@@ -69,7 +69,8 @@ static int control(const char *name, u32 msr, u32 required, u32 wanted, u32 *res
 static int probe_controls(void)
 {
 	struct dune_vmx_caps *c = &dune_caps;
-	u32 perf = boot_cpu_has(X86_FEATURE_ARCH_PERFMON);
+	/* IA32_PERF_GLOBAL_CTRL is there since version 2. */
+	bool perf = boot_cpu_has(X86_FEATURE_ARCH_PERFMON) && (cpuid_eax(10) & 0xff) >= 2;
 	u64 ept;
 	int r;
 
@@ -80,12 +81,14 @@ static int probe_controls(void)
 			 CPU_BASED_HLT_EXITING | CPU_BASED_MWAIT_EXITING |
 			 CPU_BASED_MONITOR_EXITING | CPU_BASED_RDPMC_EXITING |
 			 CPU_BASED_MOV_DR_EXITING | CPU_BASED_UNCOND_IO_EXITING |
+			 CPU_BASED_CR8_LOAD_EXITING | CPU_BASED_CR8_STORE_EXITING |
 			 CPU_BASED_USE_MSR_BITMAPS | CPU_BASED_ACTIVATE_SECONDARY_CONTROLS,
 			 0, &c->cpu);
 	r = r ?: control("secondary", MSR_IA32_VMX_PROCBASED_CTLS2,
 			 SECONDARY_EXEC_ENABLE_EPT | SECONDARY_EXEC_WBINVD_EXITING,
 			 SECONDARY_EXEC_ENABLE_VPID | SECONDARY_EXEC_ENABLE_RDTSCP |
-			 SECONDARY_EXEC_ENABLE_INVPCID | SECONDARY_EXEC_ENABLE_PML, &c->cpu2);
+			 SECONDARY_EXEC_ENABLE_INVPCID | SECONDARY_EXEC_ENABLE_PML |
+			 SECONDARY_EXEC_ENCLS_EXITING, &c->cpu2);
 	r = r ?: control("exit", MSR_IA32_VMX_TRUE_EXIT_CTLS,
 			 VM_EXIT_HOST_ADDR_SPACE_SIZE | VM_EXIT_LOAD_IA32_EFER,
 			 perf ? VM_EXIT_LOAD_IA32_PERF_GLOBAL_CTRL : 0, &c->exit);
@@ -97,6 +100,10 @@ static int probe_controls(void)
 		return r;
 	if (c->cpu & (CPU_BASED_CR3_LOAD_EXITING | CPU_BASED_CR3_STORE_EXITING)) {
 		pr_err("dune: this CPU cannot leave CR3 to the guest\n");
+		return -EOPNOTSUPP;
+	}
+	if (boot_cpu_has(X86_FEATURE_SGX) && !(c->cpu2 & SECONDARY_EXEC_ENCLS_EXITING)) {
+		pr_err("dune: this CPU has SGX and cannot keep it from a guest\n");
 		return -EOPNOTSUPP;
 	}
 	/* Both of the pair, or none. */

@@ -136,7 +136,7 @@ void vcpu_start(struct vcpu *vcpu, bool user, void (*entry)(uint64_t), uint64_t 
 	vcpu->run->regs.rsp = (uintptr_t)top;
 	vcpu->run->regs.rip = (uintptr_t)entry;
 	vcpu->run->regs.rdi = argument;
-	vcpu->run->regs.rflags = 2;
+	vcpu->run->regs.rflags = 0x202;
 	vcpu->run->immediate_exit = 0;
 	vcpu->run->inject = 0;
 	vcpu->run->exceptions = 0;

@@ -12,7 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define LIMIT_SECONDS	120
+#define LIMIT_SECONDS	40
 #define EXIT_SKIPPED	77
 
 static const struct test *const groups[] = {

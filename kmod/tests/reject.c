@@ -228,6 +228,9 @@ static void runs(void)
 	INJECT(DUNE_EVENT_VALID | DUNE_EVENT_EXCEPTION | 32);
 	INJECT(DUNE_EVENT_VALID | DUNE_EVENT_EXCEPTION | 1 << 12 | 14);
 	vcpu.run->inject = 0;
+	vcpu.run->flags = 2;
+	check_errno(vcpu_run(&vcpu), EINVAL);
+	vcpu.run->flags = 0;
 	vcpu.run->exceptions = 0xffffffff;
 	run_to(&vcpu, DUNE_EXIT_VMCALL);
 }

@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 static struct vm vm;
@@ -88,7 +89,7 @@ static void a_page_fault_goes_to_a_ring_3_handler(void)
 	run_to(&vcpu, DUNE_EXIT_VMCALL);
 	check_eq(vcpu.run->regs.rax, FAULT_CALL);
 	check(!ioctl(vcpu.fd, DUNE_VCPU_GET_STATE, &state));
-	check_eq(state.cr2, target);
+	check_eq(vcpu.run->cr2, target);
 	check_eq(state.cs.selector, 0x23);
 	/* Have it read a page of ours instead. */
 	vm.pd[3][(target >> 21) & 511] =
@@ -131,6 +132,18 @@ static void guest_mov_cr4(uint64_t value)
 	asm volatile("mov %0, %%cr4" : : "r" (value));
 }
 
+static void guest_mov_to_cr8(uint64_t value)
+{
+	asm volatile("mov %0, %%cr8" : : "r" (value));
+}
+
+static void guest_mov_from_cr8(uint64_t unused)
+{
+	uint64_t value;
+
+	asm volatile("mov %%cr8, %0" : "=r" (value));
+}
+
 static void guest_mov_dr7(uint64_t value)
 {
 	asm volatile("mov %0, %%db7" : : "r" (value));
@@ -158,6 +171,8 @@ static void privileged_instructions_exit(void)
 		{ guest_hlt, 0, DUNE_EXIT_HLT },
 		{ guest_out, 0x80, DUNE_EXIT_IO },
 		{ guest_mov_cr4, 0, DUNE_EXIT_CR },
+		{ guest_mov_to_cr8, 15, DUNE_EXIT_CR },		/* the host's own APIC */
+		{ guest_mov_from_cr8, 0, DUNE_EXIT_CR },
 		{ guest_mov_dr7, 0x400, DUNE_EXIT_OTHER },
 		{ guest_wbinvd, 0, DUNE_EXIT_OTHER },
 		{ guest_vmptrst, 0x1000, DUNE_EXIT_OTHER },
@@ -201,23 +216,45 @@ static void exceptions_exit_when_asked_for(void)
 
 static void an_injected_fault_is_delivered(void)
 {
-	struct dune_state state;
-
 	open_one(true, guest_calls, 1);
 	set_gate(&vm, 14, stub_fault, true);
-	default_state(&vm, &state, true);
-	state.cr2 = 0x1234567;
-	check(!ioctl(vcpu.fd, DUNE_VCPU_SET_STATE, &state));
+	vcpu.run->cr2 = 0x1234567;
 	vcpu.run->inject = DUNE_EVENT_VALID | DUNE_EVENT_EXCEPTION | DUNE_EVENT_HAS_ERROR | 14;
 	vcpu.run->inject_error = 6;
 	run_to(&vcpu, DUNE_EXIT_VMCALL);
 	check_eq(vcpu.run->regs.rax, FAULT_CALL);
 	check_eq(vcpu.run->inject, 0);
 	check_eq(((uint64_t *)vcpu.run->regs.rsp)[1], 6);
-	check(!ioctl(vcpu.fd, DUNE_VCPU_GET_STATE, &state));
-	check_eq(state.cr2, 0x1234567);
+	check_eq(vcpu.run->cr2, 0x1234567);
 	run_to(&vcpu, DUNE_EXIT_VMCALL);
 	check_eq(vcpu.run->regs.rax, 1);
+}
+
+/* An exit in the middle of a delivery: the fault comes after all, or is forgotten. */
+static void an_interrupted_delivery_is_taken_up_again(void)
+{
+	uint64_t target = FOUR_GIB - (64 << 20);
+	int forget;
+
+	for (forget = 0; forget < 2; forget++) {
+		open_one(true, guest_read, target);
+		set_gate(&vm, 14, stub_fault, true);
+		vm.pd[3][(target >> 21) & 511] = 0;
+		/* The stack of the gate is not there yet. */
+		check(!munmap((void *)(uintptr_t)(vm.tss[9] - 16384), 16384));
+		run_to(&vcpu, DUNE_EXIT_MEMORY);
+		check_eq(vcpu.run->regs.rip, (uintptr_t)guest_read);
+		check(mmap((void *)(uintptr_t)(vm.tss[9] - 16384), 16384, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED);
+		if (forget) {
+			vcpu.run->regs.rip = (uintptr_t)guest_calls;
+			vcpu.run->regs.rdi = 1;
+			vcpu.run->flags = DUNE_RUN_FORGET_EVENT;
+		}
+		run_to(&vcpu, DUNE_EXIT_VMCALL);
+		check_eq(vcpu.run->regs.rax, forget ? 1 : FAULT_CALL);
+		check_eq(vcpu.run->flags, 0);
+	}
 }
 
 static void a_triple_fault_is_an_exit(void)
@@ -363,6 +400,7 @@ const struct test run_tests[] = {
 	TEST(privileged_instructions_exit),
 	TEST(exceptions_exit_when_asked_for),
 	TEST(an_injected_fault_is_delivered),
+	TEST(an_interrupted_delivery_is_taken_up_again),
 	TEST(a_triple_fault_is_an_exit),
 	TEST(a_state_that_the_cpu_refuses_is_an_exit),
 	TEST(fpu_state_is_kept_and_apart),

@@ -106,12 +106,12 @@ struct dune_table {
 
 /*
  * DUNE_VCPU_SET_STATE, DUNE_VCPU_GET_STATE: what is not in the run page.
- * fs.base and gs.base are in the run page, and zero here.
+ * fs.base and gs.base are there, and zero here.
  */
 struct dune_state {
 	struct dune_segment cs, ss, ds, es, fs, gs, tr, ldtr;
 	struct dune_table gdt, idt;
-	__u64 cr0, cr2, cr3, cr4, efer;
+	__u64 cr0, cr3, cr4, efer;
 	__u64 star, lstar, fmask, kernel_gs_base;
 	__u64 reserved[8];
 };
@@ -160,15 +160,21 @@ struct dune_regs {
 #define DUNE_EVENT_HAS_ERROR	(1U << 11)
 #define DUNE_EVENT_EXCEPTION	(3U << 8)
 
+/*
+ * dune_run.flags. An exit in the middle of an event's delivery has the event
+ * delivered again by the next run; this forgets it, and so does an inject.
+ */
+#define DUNE_RUN_FORGET_EVENT	(1U << 0)
+
 struct dune_run {
 	/* from user space */
 	__u32 immediate_exit;	/* not 0: return EINTR before the guest runs */
 	__u32 exceptions;	/* bitmap of vectors that exit, beside #DB, #AC and #MC */
 	__u32 inject;		/* DUNE_EVENT_*: deliver it first; becomes 0 once taken */
 	__u32 inject_error;
-	__u64 fs_base;		/* live, as the registers are */
-	__u64 gs_base;
-	__u64 reserved0[4];
+	__u32 flags;		/* DUNE_RUN_*; becomes 0 once taken */
+	__u32 reserved0;
+	__u64 reserved1[4];
 
 	/* from the kernel */
 	__u32 exit_reason;	/* DUNE_EXIT_* */
@@ -181,10 +187,14 @@ struct dune_run {
 	__u32 event_info;	/* VM-exit interruption information */
 	__u32 event_error;
 	__u32 instruction_bytes;
-	__u32 reserved1;
-	__u64 reserved2[8];
+	__u32 reserved2;
+	__u64 reserved3[8];
 
 	/* both ways */
+	__u64 fs_base;
+	__u64 gs_base;
+	__u64 cr2;
+	__u64 reserved4;
 	struct dune_regs regs;
 };
 
