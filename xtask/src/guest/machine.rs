@@ -25,10 +25,11 @@ impl Machine {
     /// The machine of `host` that boots `kernel`; `more` is added to its command line.
     pub(crate) fn new(host: Host, kernel: &Kernel, cpus: u32, memory_mib: u32, more: &str) -> Self {
         // An Oops ends the run at once; `init` turns the console up when the test begins.
-        let mut command_line = "console=ttyS0,115200 quiet oops=panic panic=0 audit=0".to_owned();
+        let mut command_line = "console=ttyS0,115200 quiet oops=panic panic=0 audit=0 \
+                                cryptomgr.notests"
+            .to_owned();
         if host == Host::Bochs {
-            // Its CPUID tells the wrong size for compacted XSAVE areas, which the kernel warns of.
-            command_line += " noxsaves mitigations=off";
+            command_line = format!("{command_line} {}", super::bochs::COMMAND_LINE);
         }
         if !more.is_empty() {
             command_line = format!("{command_line} {more}");
