@@ -309,7 +309,8 @@ static void another_process(void)
 
 static void *run_spinning(void *unused)
 {
-	vcpu_run(&vcpu);
+	for (;;)
+		vcpu_run(&vcpu);
 	return NULL;
 }
 
