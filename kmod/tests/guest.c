@@ -22,7 +22,8 @@ void *low_pages(size_t bytes)
 	return p;
 }
 
-static void make_tables(struct vm *vm)
+/* Page tables and descriptors, of no device yet. */
+void make_tables(struct vm *vm)
 {
 	uint64_t *pdpt = low_pages(4096);
 	int i, j;

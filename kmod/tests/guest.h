@@ -58,6 +58,7 @@ extern const struct test reject_tests[], run_tests[], memory_tests[], signal_tes
 
 /* guest.c */
 void *low_pages(size_t bytes);
+void make_tables(struct vm *vm);
 void vm_open(struct vm *vm, uint64_t features);
 void vcpu_open(struct vm *vm, struct vcpu *vcpu, uint32_t ring_entries);
 void vcpu_close(struct vcpu *vcpu);
