@@ -50,7 +50,9 @@ void skip(const char *why)
 	_exit(EXIT_SKIPPED);
 }
 
-static bool run_one(const struct test *test)
+enum outcome { PASSED, FAILED, SKIPPED };
+
+static enum outcome run_one(const struct test *test)
 {
 	int status = 0;
 	pid_t child;
@@ -69,12 +71,12 @@ static bool run_one(const struct test *test)
 	kill(-child, SIGKILL);
 	if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SKIPPED) {
 		printf("test %s ... ignored\n", test->name);
-		return true;
+		return SKIPPED;
 	}
 	if (WIFSIGNALED(status))
 		printf("# ended by signal %d\n", WTERMSIG(status));
 	printf("test %s ... %s\n", test->name, status ? "FAILED" : "ok");
-	return !status;
+	return status ? FAILED : PASSED;
 }
 
 static bool wanted(const char *name, int count, char **names)
@@ -90,14 +92,15 @@ static bool wanted(const char *name, int count, char **names)
 
 int main(int argc, char **argv)
 {
-	int passed = 0, failed = 0;
+	int counts[3] = { 0 };
 	const struct test *test;
 	unsigned int i;
 
 	for (i = 0; i < sizeof(groups) / sizeof(*groups); i++)
 		for (test = groups[i]; test->name; test++)
 			if (wanted(test->name, argc - 1, argv + 1))
-				*(run_one(test) ? &passed : &failed) += 1;
-	printf("test result: %s. %d passed; %d failed\n", failed ? "FAILED" : "ok", passed, failed);
-	return failed != 0;
+				counts[run_one(test)]++;
+	printf("test result: %s. %d passed; %d failed; %d ignored\n",
+	       counts[FAILED] ? "FAILED" : "ok", counts[PASSED], counts[FAILED], counts[SKIPPED]);
+	return counts[FAILED] != 0;
 }
