@@ -23,12 +23,12 @@
 
 /* struct dune_regs; checked by vmcs.c */
 #define REG_RAX		0
-#define REG_RCX		8
-#define REG_RDX		16
-#define REG_RBX		24
-#define REG_RBP		40
-#define REG_RSI		48
-#define REG_RDI		56
+#define REG_RCX		16
+#define REG_RDX		24
+#define REG_RBX		8
+#define REG_RBP		56
+#define REG_RSI		32
+#define REG_RDI		40
 #define REG_R8		64
 #define REG_R9		72
 #define REG_R10		80

@@ -173,6 +173,8 @@ void dune_xsave_reset(void *xsave)
 	memset(xsave, 0, dune_caps.xsave_bytes);
 	*(u16 *)xsave = 0x37f;			/* FCW */
 	*(u32 *)(xsave + 24) = 0x1f80;		/* MXCSR */
+	if (!dune_caps.xcr0)			/* FXSAVE writes no header */
+		*(u64 *)(xsave + 512) = XFEATURE_MASK_FPSSE;
 }
 
 /*
@@ -191,8 +193,10 @@ int dune_xsave_set(struct dune_vcpu *vcpu, const struct dune_buffer *buffer)
 	if (IS_ERR(copy))
 		return PTR_ERR(copy);
 	header = copy + 512;
-	if (!(header[0] & ~vcpu->vm->xcr0) && !memchr_inv(header + 1, 0, 56) &&
+	if (!(header[0] & ~(vcpu->vm->xcr0 ?: XFEATURE_MASK_FPSSE)) && !memchr_inv(header + 1, 0, 56) &&
 	    !(*(u32 *)(copy + 24) & ~dune_caps.mxcsr_mask)) {
+		if (!vcpu->vm->xcr0)
+			header[0] = XFEATURE_MASK_FPSSE;
 		memcpy(vcpu->xsave, copy, dune_caps.xsave_bytes);
 		r = 0;
 	}

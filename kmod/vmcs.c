@@ -256,8 +256,12 @@ static void allow_msr(u32 msr)
 
 int dune_vmcs_init(void)
 {
-	BUILD_BUG_ON(offsetof(struct dune_regs, rdi) != 56 ||
-		     offsetof(struct dune_regs, rbp) != 40 ||
+	BUILD_BUG_ON(offsetof(struct dune_regs, rbx) != 8 ||
+		     offsetof(struct dune_regs, rcx) != 16 ||
+		     offsetof(struct dune_regs, rdx) != 24 ||
+		     offsetof(struct dune_regs, rsi) != 32 ||
+		     offsetof(struct dune_regs, rdi) != 40 ||
+		     offsetof(struct dune_regs, rbp) != 56 ||
 		     offsetof(struct dune_regs, r15) != 120);	/* entry.S */
 	BUILD_BUG_ON(HOST_RSP != 0x6c14);
 	msr_bitmap = (void *)__get_free_page(GFP_KERNEL);

@@ -115,13 +115,13 @@ pub struct dune_buffer {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct dune_regs {
     pub rax: u64,
+    pub rbx: u64,
     pub rcx: u64,
     pub rdx: u64,
-    pub rbx: u64,
-    pub rsp: u64,
-    pub rbp: u64,
     pub rsi: u64,
     pub rdi: u64,
+    pub rsp: u64,
+    pub rbp: u64,
     pub r8: u64,
     pub r9: u64,
     pub r10: u64,
@@ -290,13 +290,13 @@ const _: () = {
     assert!(size_of::<dune_regs>() == 144);
     assert!(align_of::<dune_regs>() == 8);
     assert!(core::mem::offset_of!(dune_regs, rax) == 0);
-    assert!(core::mem::offset_of!(dune_regs, rcx) == 8);
-    assert!(core::mem::offset_of!(dune_regs, rdx) == 16);
-    assert!(core::mem::offset_of!(dune_regs, rbx) == 24);
-    assert!(core::mem::offset_of!(dune_regs, rsp) == 32);
-    assert!(core::mem::offset_of!(dune_regs, rbp) == 40);
-    assert!(core::mem::offset_of!(dune_regs, rsi) == 48);
-    assert!(core::mem::offset_of!(dune_regs, rdi) == 56);
+    assert!(core::mem::offset_of!(dune_regs, rbx) == 8);
+    assert!(core::mem::offset_of!(dune_regs, rcx) == 16);
+    assert!(core::mem::offset_of!(dune_regs, rdx) == 24);
+    assert!(core::mem::offset_of!(dune_regs, rsi) == 32);
+    assert!(core::mem::offset_of!(dune_regs, rdi) == 40);
+    assert!(core::mem::offset_of!(dune_regs, rsp) == 48);
+    assert!(core::mem::offset_of!(dune_regs, rbp) == 56);
     assert!(core::mem::offset_of!(dune_regs, r8) == 64);
     assert!(core::mem::offset_of!(dune_regs, r9) == 72);
     assert!(core::mem::offset_of!(dune_regs, r10) == 80);

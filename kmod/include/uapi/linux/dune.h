@@ -123,9 +123,12 @@ struct dune_buffer {
 	__u32 reserved0;
 };
 
-/* Live in the run page: read at every entry, written at every exit. */
+/*
+ * Live in the run page: read at every entry, written at every exit. In the
+ * order of struct kvm_regs, so that a program can use either.
+ */
 struct dune_regs {
-	__u64 rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi;
+	__u64 rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp;
 	__u64 r8, r9, r10, r11, r12, r13, r14, r15;
 	__u64 rip, rflags;
 };
