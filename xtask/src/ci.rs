@@ -95,6 +95,9 @@ fn steps() -> anyhow::Result<Vec<(&'static str, u64, Command)>> {
         command.args(guest::suite_command(host, kernel));
         anyhow::Ok(command)
     };
+    // In emulation: the module is tested on every machine, and fetches what it needs itself.
+    let mut module = Command::new(std::env::current_exe()?);
+    module.arg("kmod");
     Ok(vec![
         ("format", 2, cargo::cargo(&["fmt", "--all", "--check"])?),
         ("lint", 10, clippy),
@@ -107,6 +110,7 @@ fn steps() -> anyhow::Result<Vec<(&'static str, u64, Command)>> {
         ("tcg-6.12", 10, suite("tcg", Some(Series::V6_12))?),
         ("bochs-6.1", 15, suite("bochs", Some(Series::V6_1))?),
         ("bochs-6.12", 15, suite("bochs", Some(Series::V6_12))?),
+        ("kmod", 20, module),
     ])
 }
 

@@ -7,6 +7,7 @@
 //! | `ci` | all checks and tests, counted |
 //! | `guest` | tests where virtualization is, real or emulated |
 //! | `header` | the C header, generated again |
+//! | `kmod` | the kernel module: built and tested |
 //! | `step` | running a program with a time limit |
 //! | `tally` | counting tests in what they print |
 //! | `cargo` | calling the cargo that runs us |
@@ -21,6 +22,7 @@ mod cargo;
 mod ci;
 mod guest;
 mod header;
+mod kmod;
 mod setup;
 mod step;
 mod tally;
@@ -61,6 +63,8 @@ enum Command {
     GuestTest(Box<guest::Args>),
     /// Generate crates/barchan-c/include/barchan.h from the sources
     Header,
+    /// Build the kernel module against every kernel, and run its selftests in Bochs
+    Kmod(kmod::Args),
 }
 
 fn main() -> ExitCode {
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
         Command::Ci(args) => ci::command(&args),
         Command::GuestTest(args) => guest::command(&args),
         Command::Header => header::command(),
+        Command::Kmod(args) => kmod::command(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -94,6 +94,26 @@ fn the_tests_that_the_specification_names_exist() {
 }
 
 #[test]
+fn the_selftests_of_the_module_that_are_named_exist() {
+    for (document, prefix, least) in
+        [("SPECIFICATION.md", "", 20), ("docs/security-kmod.md", "kmod/tests/", 20)]
+    {
+        let mut named = 0;
+        for token in read(document).split('`') {
+            let Some((file, function)) = token.split_once(".c::") else { continue };
+            let text = read(&format!("{prefix}{file}.c"));
+            let defined = text.contains(&format!("static void {function}(void)"));
+            // In the table of the tests that are run, by name or with its group's prefix.
+            let listed = text.contains(&format!("TEST({function})"))
+                || text.contains(&format!(", {function} }},"));
+            assert!(defined && listed, "{document}: {function} in {file}.c is no test");
+            named += 1;
+        }
+        assert!(named >= least, "{document}: only {named} found");
+    }
+}
+
+#[test]
 fn links_between_documents_lead_somewhere() {
     let documents =
         ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SPECIFICATION.md"];

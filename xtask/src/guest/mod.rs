@@ -33,8 +33,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use crate::{cargo, setup, step};
-use kernel::Kernel;
-pub(crate) use kernel::Series;
+pub(crate) use kernel::{Kernel, Series};
 use machine::{Machine, Run};
 use payload::{Payload, Test};
 use verdict::{Case, End};

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Guest code that C cannot say. All of it may run in ring 0 and ring 3. */
+	.section .note.GNU-stack, "", @progbits
+	.text
+#define FUNCTION(name)	.globl name; .type name, @function; name:
+#define DONE		mov $0xd0, %eax; vmcall; ud2
+
+FUNCTION(stub_syscall)
+	vmcall
+	sysretq
+
+FUNCTION(stub_fault)
+	push	%rax
+	mov	$0xfa, %eax
+	vmcall
+	pop	%rax
+	add	$8, %rsp
+	iretq
+
+FUNCTION(guest_spin)
+	incq	(%rdi)
+	jmp	guest_spin
+
+/* Every register to its complement, which the host checks. */
+FUNCTION(guest_registers)
+	vmcall
+	not	%rax
+	not	%rcx
+	not	%rdx
+	not	%rbx
+	not	%rbp
+	not	%rsi
+	not	%rdi
+	not	%r8
+	not	%r9
+	not	%r10
+	not	%r11
+	not	%r12
+	not	%r13
+	not	%r14
+	not	%r15
+	vmcall
+	ud2
+
+FUNCTION(guest_syscall)
+	mov	$39, %eax
+	syscall
+	mov	%rax, %rbx
+	DONE
+
+FUNCTION(guest_touch)
+	movb	$0x5a, (%rdi)
+	DONE
+
+FUNCTION(guest_read)
+	movzbl	(%rdi), %ebx
+	DONE
+
+FUNCTION(guest_calls)
+	mov	%rdi, %rbx
+1:	mov	$1, %eax
+	vmcall
+	dec	%rbx
+	jnz	1b
+	DONE
+
+FUNCTION(guest_syscalls)
+	mov	%rdi, %rbx
+1:	mov	$39, %eax
+	syscall
+	dec	%rbx
+	jnz	1b
+	DONE
+
+/* xmm and x87 over an exit. */
+FUNCTION(guest_xmm)
+	movq	%rdi, %xmm0
+	punpcklqdq %xmm0, %xmm0
+	movdqa	%xmm0, %xmm15
+	fldpi
+	mov	$1, %eax
+	vmcall
+	movq	%xmm15, %rbx
+	fstpl	(%rsi)
+	DONE
+
+/* What the guest writes into GS bases comes back, and stays its own. */
+FUNCTION(guest_swapgs)
+	swapgs
+	rdgsbase %rbx
+	wrgsbase %rdi
+	swapgs
+	rdgsbase %rcx
+	DONE
