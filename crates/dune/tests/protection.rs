@@ -193,16 +193,14 @@ fn threads_fault_side_by_side_under_signals() {
     extern "C" fn tick(_: i32) {}
     passes(|| {
         let inside = handle();
-        // SAFETY: a handler that does nothing, and a timer.
+        // SAFETY: a handler that does nothing.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = tick as extern "C" fn(i32) as usize;
             action.sa_flags = libc::SA_RESTART;
             libc::sigaction(libc::SIGALRM, &raw const action, null_mut());
-            let every = libc::timeval { tv_sec: 0, tv_usec: 1500 };
-            let timer = libc::itimerval { it_interval: every, it_value: every };
-            libc::setitimer(libc::ITIMER_REAL, &raw const timer, null_mut());
         }
+        support::tick(std::time::Duration::from_micros(1500));
         let start = map(inside, 4 * 64);
         std::thread::scope(|scope| {
             for thread in 0..4 {
