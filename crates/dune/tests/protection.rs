@@ -175,6 +175,8 @@ fn the_kernel_may_write_to_a_protected_page() {
     passes(|| {
         let inside = handle();
         let start = map(inside, 1);
+        let mut dirty = [0u64; 1];
+        inside.collect(start..start + PAGE, &mut dirty).expect("a range").flush_everywhere();
         inside.protect(start..start + PAGE).expect("a range").flush_everywhere();
         let mut pipe = [0; 2];
         // SAFETY: two descriptors, and a buffer in the mapping.
@@ -184,6 +186,9 @@ fn the_kernel_may_write_to_a_protected_page() {
             assert_eq!(libc::read(pipe[0], start as *mut _, 1), 1);
             assert_eq!((start as *const u8).read_volatile(), b'x');
         }
+        dirty = [0];
+        inside.collect(start..start + PAGE, &mut dirty).expect("a range").flush_everywhere();
+        assert_eq!(dirty, [1], "and it is dirty");
         assert_eq!(COUNT.load(Ordering::Relaxed), 0);
     });
 }
