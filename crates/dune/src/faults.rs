@@ -71,8 +71,10 @@ core::arch::global_asm!(
     "ud2",
     "2:",
     "lea rsp, [rsp + {up}]",
-    // Each push reads the next lower word of the frame.
-    "push qword ptr [rsp + 40 - {up}]",
+    // SS is what it always is: QEMU's processor leaves a null selector behind where a stack is switched at
+    // the same privilege level, and no processor returns to that. Then each push reads the next lower
+    // word of the frame.
+    "push {ss}",
     "push qword ptr [rsp + 40 - {up}]",
     "push qword ptr [rsp + 40 - {up}]",
     "push qword ptr [rsp + 40 - {up}]",
@@ -159,6 +161,7 @@ core::arch::global_asm!(
     busy = const BUSY,
     port = const tables::PORT_EXCEPTION + 14,
     features = const crate::host::kvm::XCR0_WANTED,
+    ss = const crate::host::kvm::USER_SS,
     xsave = sym XSAVE,
     dispatch = sym dispatch,
 );
