@@ -10,7 +10,7 @@
 //! One fault of a CPU is in handling at a time: a fault in the handler goes to the monitor. Signals that
 //! come before the frame is moved roll the fault back: the instruction faults again.
 
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
 
@@ -71,8 +71,10 @@ core::arch::global_asm!(
     "ud2",
     "2:",
     "lea rsp, [rsp + {up}]",
-    // Each push reads the next lower word of the frame.
-    "push qword ptr [rsp + 40 - {up}]",
+    // SS is what it always is: QEMU's processor leaves a null selector behind where a stack is switched at
+    // the same privilege level, and no processor returns to that. Then each push reads the next lower
+    // word of the frame.
+    "push {ss}",
     "push qword ptr [rsp + 40 - {up}]",
     "push qword ptr [rsp + 40 - {up}]",
     "push qword ptr [rsp + 40 - {up}]",
@@ -159,6 +161,7 @@ core::arch::global_asm!(
     busy = const BUSY,
     port = const tables::PORT_EXCEPTION + 14,
     features = const crate::host::kvm::XCR0_WANTED,
+    ss = const crate::host::kvm::USER_SS,
     xsave = sym XSAVE,
     dispatch = sym dispatch,
 );
@@ -225,13 +228,13 @@ extern "C" fn dispatch(frame: &mut FaultFrame) -> bool {
     if handler == 0 {
         return false;
     }
-    // The monitor has left the address behind the frame, or nobody has.
-    // SAFETY: the word above the handler stack's first, which is this CPU's.
-    let told = unsafe {
+    // The monitor has left the address above the frame, or nobody has.
+    // SAFETY: the word is this CPU's, above its handler stack; the monitor writes it while we do not run.
+    let word = unsafe {
         let end = core::ptr::from_mut(frame).add(1).cast::<u8>();
-        let word = end.add(tables::HANDLER_ADDRESS - tables::HANDLER_TOP).cast::<u64>();
-        core::ptr::replace(word, 0)
+        AtomicU64::from_ptr(end.add(tables::HANDLER_ADDRESS - tables::HANDLER_TOP).cast())
     };
+    let told = word.swap(0, Ordering::Relaxed);
     let address = if told != 0 {
         told
     } else {
@@ -242,7 +245,12 @@ extern "C" fn dispatch(frame: &mut FaultFrame) -> bool {
     };
     // SAFETY: only `set_handler` stores here, and only functions of this type.
     let handler = unsafe { core::mem::transmute::<usize, FaultHandler>(handler) };
-    handler(address as usize, frame)
+    let handled = handler(address as usize, frame);
+    if !handled && told != 0 {
+        // So that the monitor does not ask again.
+        word.store(told, Ordering::Relaxed);
+    }
+    handled
 }
 
 /// The protected page that the instruction writes to, if its operands show it: the first byte there.

@@ -67,9 +67,6 @@ pub(crate) struct Guest<'a> {
     call: u64,
     stuck: u32,
     stuck_at: u64,
-    /// The address and the instruction of the fault that the program's handler was last called for by
-    /// the monitor.
-    handed_over: (u64, u64),
 }
 
 /// The privilege level at which SYSCALL arrives: 0, or 3 on a paravirtual host; 255: not known yet.
@@ -83,16 +80,7 @@ pub(crate) fn begin(thread: &'static Thread) -> ! {
         text::fatal(format_args!("barchan: a thread cannot enter guest mode: {error}\n"));
     }
     let place = Place::Ring3;
-    let mut guest = Guest {
-        thread,
-        cpu,
-        place,
-        all: true,
-        call: 0,
-        stuck: 0,
-        stuck_at: 0,
-        handed_over: (0, 0),
-    };
+    let mut guest = Guest { thread, cpu, place, all: true, call: 0, stuck: 0, stuck_at: 0 };
     thread.id.store(sys::thread_id(), Ordering::Relaxed);
     calls::written::child_runs(&thread.under_way, thread.start.get().child_tid);
     sys::set_mask(thread.start.get().mask);
@@ -337,7 +325,7 @@ impl Guest<'_> {
             Ok(Fault::Mapped) => {}
             Ok(Fault::Held) => {
                 let handled = faults::handled()
-                    && !self.refused(address, pushed.rip)
+                    && !tables::refused(self.thread.index, address)
                     && self.hand_over(pushed, address);
                 if !handled {
                     deliver::fault(self, libc::SIGSEGV, 2, address, trap);
@@ -358,13 +346,6 @@ impl Guest<'_> {
         registers.rip = faults::moved();
         registers.rsp = rsp;
         true
-    }
-
-    /// Whether the handler has had this fault just before, and not mended it.
-    fn refused(&mut self, address: u64, rip: u64) -> bool {
-        let again = self.handed_over == (address, rip);
-        self.handed_over = if again { (0, 0) } else { (address, rip) };
-        again
     }
 
     /// The tables have a page that the host has not.

@@ -136,6 +136,13 @@ pub(crate) fn hand_over(cpu: usize, pushed: &Frame, address: u64) -> Option<u64>
     Some(bottom as u64)
 }
 
+/// Whether the handler has just refused the fault at `address` that it was handed; asked once.
+pub(crate) fn refused(cpu: usize, address: u64) -> bool {
+    // SAFETY: an aligned word of the arena.
+    let word = unsafe { &*((gdt(cpu) + HANDLER_ADDRESS) as *const AtomicU64) };
+    word.swap(0, Ordering::Relaxed) == address && address != 0
+}
+
 /// Sends page faults to `target`, code at ring 3.
 pub(crate) fn deliver_page_faults(target: usize) {
     put(stubs() + STUB_TARGET, target as u64);
