@@ -4,6 +4,10 @@
 //! nothing ends the run, but for [`Inside::populate`] and [`Inside::flush_everywhere`]. D bits are cleared
 //! by the program itself, never by the monitor: a host that shadows the tables notices only that.
 //!
+//! What is seen is what this process' CPUs and its system calls write. Threads that were there before the
+//! process entered run natively, and other processes that share memory do too: their writes set no
+//! D bit of these tables.
+//!
 //! A page without an entry counts as dirty, and so does one whose entry was just made: what is not
 //! known to be clean is dirty.
 

@@ -175,6 +175,8 @@ fn the_kernel_may_write_to_a_protected_page() {
     passes(|| {
         let inside = handle();
         let start = map(inside, 1);
+        let mut dirty = [0u64; 1];
+        inside.collect(start..start + PAGE, &mut dirty).expect("a range").flush_everywhere();
         inside.protect(start..start + PAGE).expect("a range").flush_everywhere();
         let mut pipe = [0; 2];
         // SAFETY: two descriptors, and a buffer in the mapping.
@@ -184,6 +186,9 @@ fn the_kernel_may_write_to_a_protected_page() {
             assert_eq!(libc::read(pipe[0], start as *mut _, 1), 1);
             assert_eq!((start as *const u8).read_volatile(), b'x');
         }
+        dirty = [0];
+        inside.collect(start..start + PAGE, &mut dirty).expect("a range").flush_everywhere();
+        assert_eq!(dirty, [1], "and it is dirty");
         assert_eq!(COUNT.load(Ordering::Relaxed), 0);
     });
 }
@@ -193,16 +198,14 @@ fn threads_fault_side_by_side_under_signals() {
     extern "C" fn tick(_: i32) {}
     passes(|| {
         let inside = handle();
-        // SAFETY: a handler that does nothing, and a timer.
+        // SAFETY: a handler that does nothing.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = tick as extern "C" fn(i32) as usize;
             action.sa_flags = libc::SA_RESTART;
             libc::sigaction(libc::SIGALRM, &raw const action, null_mut());
-            let every = libc::timeval { tv_sec: 0, tv_usec: 1500 };
-            let timer = libc::itimerval { it_interval: every, it_value: every };
-            libc::setitimer(libc::ITIMER_REAL, &raw const timer, null_mut());
         }
+        support::tick(std::time::Duration::from_micros(1500));
         let start = map(inside, 4 * 64);
         std::thread::scope(|scope| {
             for thread in 0..4 {

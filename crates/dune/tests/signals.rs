@@ -263,10 +263,8 @@ fn waiting_with_another_mask() {
 fn a_running_program_is_interrupted_and_keeps_its_registers() {
     passes(|| {
         install(libc::SIGALRM, count, libc::SA_RESTART, &[]);
-        let every = libc::timeval { tv_sec: 0, tv_usec: 2000 };
-        let timer = libc::itimerval { it_interval: every, it_value: every };
-        // SAFETY: a timer of ours.
-        unsafe { assert_eq!(libc::setitimer(libc::ITIMER_REAL, &raw const timer, null_mut()), 0) };
+        support::tick(Duration::from_millis(2));
+        COUNT.store(0, Ordering::Relaxed);
         let start = Instant::now();
         let mut rounds = 0u64;
         while COUNT.load(Ordering::Relaxed) < 200 && start.elapsed() < Duration::from_secs(60) {

@@ -138,16 +138,17 @@ impl<M: TableMemory> Tables<M> {
         });
     }
 
-    /// Sets the dirty bits of what is present and writable in `range`: the kernel wrote there.
+    /// Sets the dirty bits of what is present in `range`: the kernel wrote there. Also of what the program
+    /// may not write at the moment: the kernel may where the program has protected a page itself
+    /// ([`HELD`]), and a debugger may anywhere.
     pub fn mark_dirty(&self, range: Range<u64>) {
+        let (present, dirty) = (Flags::PRESENT.bits(), Flags::DIRTY.bits());
         self.for_each_table(range, |table, slots| {
             for entry in &table.0[slots] {
-                let value = entry.load(Ordering::Relaxed);
-                let settable = (Flags::PRESENT | Flags::WRITABLE).bits();
-                if value & settable == settable && value & Flags::DIRTY.bits() == 0 {
+                if entry.load(Ordering::Relaxed) & (present | dirty) == present {
                     // Fails only if the processor or another thread changed it meanwhile.
                     let _ = entry.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |now| {
-                        (now & settable == settable).then_some(now | Flags::DIRTY.bits())
+                        (now & present != 0).then_some(now | dirty)
                     });
                 }
             }
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_writes_dirty_what_is_writable() {
+    fn the_kernels_writes_dirty_what_is_there() {
         let mut tables = Tables::new(Heap::default()).expect("memory");
         let gva = TABLE_SPAN - PAGE;
         let dirty = Flags::DIRTY.bits();
@@ -262,7 +263,8 @@ mod tests {
         tables.entry(gva).expect("a table").fetch_and(!dirty, Ordering::Relaxed);
         tables.mark_dirty(gva + 5..next + 5);
         assert_ne!(value(&tables, gva) & dirty, 0);
-        assert_eq!(value(&tables, next) & dirty, 0);
+        assert_ne!(value(&tables, next) & dirty, 0);
+        assert_eq!(value(&tables, next + PAGE), 0, "what is absent stays absent");
     }
 
     #[test]

@@ -105,3 +105,22 @@ pub(crate) fn passes(body: impl FnOnce()) {
         assert_eq!(end, End::Exit(0), "the guest said:\n{text}");
     }
 }
+
+/// Sends SIGALRM every so often, of which there is a handler: as often as leaves the program time to
+/// get on, by what one signal costs here (an emulator needs a millisecond for it).
+pub(crate) fn tick(least: Duration) {
+    let start = Instant::now();
+    for _ in 0..8 {
+        // SAFETY: a signal with a handler.
+        unsafe { libc::raise(libc::SIGALRM) };
+    }
+    let period = least.max(start.elapsed() / 8 * 10);
+    let every = libc::timeval {
+        tv_sec: period.as_secs() as i64,
+        tv_usec: i64::from(period.subsec_micros()),
+    };
+    let timer = libc::itimerval { it_interval: every, it_value: every };
+    // SAFETY: a timer of ours.
+    let set = unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
+    assert_eq!(set, 0);
+}
