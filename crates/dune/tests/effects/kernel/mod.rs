@@ -166,6 +166,9 @@ fn every_byte_that_the_kernel_writes_is_one_that_the_table_names() {
     let called = run_all(cases().filter(|(name, _)| !name.starts_with("chance")));
     let succeeded = called.values().filter(|succeeded| **succeeded).count();
     println!("{} calls tried, {succeeded} of them with success", called.len());
+    let failed = called.iter().filter(|(_, succeeded)| !**succeeded);
+    let failed: Vec<_> = failed.filter_map(|(number, _)| effects::name(*number)).collect();
+    println!("tried, but no success here: {}", failed.join(" "));
     let mut forgotten = Vec::new();
     for number in 0..=effects::LAST_KNOWN {
         let Some(name) = effects::name(number) else { continue };

@@ -331,18 +331,29 @@ fn registrations(r: &mut Run) {
     let word = r.out(64);
     r.ok(libc::SYS_set_tid_address, &[word]);
     r.ok(libc::SYS_set_tid_address, &[address]);
-    // In a thread of its own, which the C library has not registered: glibc's cannot be undone here.
-    let area = r.pages(1);
-    let zero = [0; 64];
-    r.set(area, &zero);
-    let done =
-        r.checked(libc::SYS_rseq, &[area, 32, 0, 0x5305_3053], |a| raw_call(libc::SYS_rseq, a));
-    if done.result == 0 {
-        let changed = |r: &Run| r.get_i32(area + 4) >= 0;
-        r.meanwhile("the kernel's store to the rseq area", changed);
-        r.ok(libc::SYS_rseq, &[area, 32, 1, 0x5305_3053]);
-    } else {
-        r.skip("rseq: the C library has registered this thread");
+    // The area that the C library has registered for this thread makes room for one in the arena.
+    const SIGNATURE: u64 = 0x5305_3053;
+    // SAFETY: a variable of the C library, if it has it; the base of this thread's storage.
+    let theirs = unsafe {
+        let offset = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()).cast::<i64>();
+        let mut base = 0u64;
+        raw_call(libc::SYS_arch_prctl, &[0x1003, &raw mut base as u64, 0, 0, 0, 0]);
+        offset.as_ref().map(|offset| base.wrapping_add_signed(*offset))
+    };
+    let registered =
+        theirs.filter(|theirs| raw_call(libc::SYS_rseq, &[*theirs, 32, 1, SIGNATURE, 0, 0]) == 0);
+    let area = r.out(64) & !31;
+    let area = area + 32;
+    r.set(area, &[0; 32]);
+    // cpu_id: not initialised.
+    r.set(area + 4, &[0xff; 4]);
+    if r.call(libc::SYS_rseq, &[area, 32, 0, SIGNATURE]) != 0 {
+        return r.skip("rseq: the C library's area cannot be replaced");
+    }
+    r.meanwhile("the kernel's store to the rseq area", |r| r.get_i32(area + 4) >= 0);
+    r.ok(libc::SYS_rseq, &[area, 32, 1, SIGNATURE]);
+    if let Some(theirs) = registered {
+        assert_eq!(raw_call(libc::SYS_rseq, &[theirs, 32, 0, SIGNATURE, 0, 0]), 0);
     }
 }
 
