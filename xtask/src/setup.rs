@@ -33,6 +33,8 @@ const TEST: &[Package] = &[
     ("guile-3.0", "a real program on the collector"),
     ("w3m", "a real program on the collector"),
     ("ecl", "a real program on the collector"),
+    ("sqlite3", "a real program in guest mode"),
+    ("git", "a real program in guest mode"),
 ];
 
 /// What the emulated hosts of `cargo xtask guest-test` need, beside their kernels.

@@ -96,3 +96,23 @@ pub(crate) fn preload(layout: &Layout) -> Result<PathBuf> {
     std::fs::rename(&fresh, &object).map_err(|e| Error::io("create", &object, &e))?;
     Ok(object)
 }
+
+/// Builds the library that `barchan run --dune` preloads; cargo does nothing if it is up to date.
+pub(crate) fn dune_library(layout: &Layout) -> Result<PathBuf> {
+    let said = Tool::cargo()
+        .args(["build", "--release", "--package", "dune-preload"])
+        .arg("--message-format=json-render-diagnostics")
+        .arg("--manifest-path")
+        .arg(layout.root().join("Cargo.toml"))
+        .run()?;
+    said.lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "barchan_dune")
+        .flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default())
+        .filter_map(|name| name.as_str().map(PathBuf::from))
+        .find(|path| path.extension().is_some_and(|extension| extension == "so"))
+        .ok_or_else(|| {
+            Error::new(ErrorKind::BadResult, "dune-preload was built without a library")
+                .tried("cargo build --release --package dune-preload")
+        })
+}

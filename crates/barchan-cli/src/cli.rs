@@ -48,6 +48,9 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Draw the table and the HTML page of an earlier `bench --json` again
     Report(ReportArgs),
+    /// Enter guest mode, measure, print JSON and end: what `doctor` starts to know the host
+    #[command(hide = true)]
+    GuestProbe,
 }
 
 /// `barchan build`
@@ -95,8 +98,10 @@ Examples:
   barchan run -- guile script.scm
   barchan run --mode incremental --pause-ms 5 -- w3m -dump page.html
   barchan run --tracker mprotect --stats stats.json -- ecl --shell test.lisp
+  barchan run --dune -- python3 script.py
 
-The program must load libgc.so.1 dynamically. Its own output is left alone: the summary
+With --dune the program, and every program that it executes, runs in guest mode: any that is
+dynamically linked. Without it the program must load libgc.so.1 dynamically. Its own output is left alone: the summary
 goes to standard error when it ends, by whatever means. The exit code is the program's,
 128 + N if signal N ended it, 127 if it could not be started.")]
 pub(crate) struct RunArgs {
@@ -120,6 +125,11 @@ pub(crate) struct RunArgs {
     /// Collector to run on: the patched one, the pinned upstream, or the system's
     #[arg(long, value_enum, default_value_t = RunOn::Barchan)]
     pub(crate) collector: RunOn,
+
+    /// Run it in guest mode, on a virtual CPU with page tables of its own; its collector, if it has
+    /// one, is left as it is
+    #[arg(long, conflicts_with_all = ["tracker", "mode", "pause_ms", "markers", "collector"])]
+    pub(crate) dune: bool,
 
     /// Also write the summary as JSON to FILE
     #[arg(long, value_name = "FILE")]

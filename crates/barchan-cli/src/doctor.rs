@@ -14,6 +14,7 @@ use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
 use serde::Serialize;
 
 use crate::cli::DoctorArgs;
+use crate::guest::{self, GuestMode};
 use crate::machine::{self, Machine};
 
 /// All that is known.
@@ -23,6 +24,7 @@ struct Diagnosis {
     sources: Vec<SourceState>,
     /// The one that is chosen unless told otherwise.
     best: Option<&'static str>,
+    guest_mode: GuestMode,
     settings: Vec<Setting>,
     devices: Vec<Device>,
     collectors: Vec<CollectorState>,
@@ -85,6 +87,7 @@ fn diagnose(layout: Option<&Layout>) -> Diagnosis {
         machine: Machine::read(layout.map(Layout::root)),
         best: sources.iter().find(|source| source.available).map(|source| source.name),
         sources,
+        guest_mode: guest::try_out(),
         settings: settings(),
         devices: ["/dev/kvm", "/dev/dune", "/dev/userfaultfd"].map(device).into(),
         collectors: collectors(layout),
@@ -237,7 +240,9 @@ fn render(diagnosis: &Diagnosis) -> String {
         };
         out.push_str(&format!("  {:<28} {state}\n", collector.name));
     }
-    out.push_str("\nDevices (for later versions; nothing here needs them)\n");
+    out.push_str("\nGuest mode (tried: `barchan run --dune`)\n");
+    out.push_str(&render_guest_mode(&diagnosis.guest_mode));
+    out.push_str("\nDevices (guest mode needs one of the first two)\n");
     for device in &diagnosis.devices {
         let state = match (device.exists, device.accessible) {
             (false, _) => "not there",
@@ -247,6 +252,24 @@ fn render(diagnosis: &Diagnosis) -> String {
         out.push_str(&format!("  {:<28} {state}\n", device.path));
     }
     out
+}
+
+fn render_guest_mode(found: &GuestMode) -> String {
+    let hardware = found.hardware.as_deref().unwrap_or("no hardware virtualization");
+    if !found.available {
+        let why = found.why.as_deref().unwrap_or("no reason given");
+        return format!("  ✗ {why}\n    the processor offers {hardware}\n");
+    }
+    format!(
+        "  ✓ {:<26} host {}; the processor offers {hardware}\n    {:<26} SYSCALL arrives at ring {}; \
+         a system call takes {:.1} µs, entering {:.1} ms\n",
+        "works,",
+        found.kind.as_deref().unwrap_or("unknown"),
+        "measured:",
+        found.syscall_ring.map_or_else(|| "unknown".to_owned(), |ring| ring.to_string()),
+        found.system_call_ns.unwrap_or(0) as f64 / 1e3,
+        found.enter_us.unwrap_or(0) as f64 / 1e3,
+    )
 }
 
 fn render_source(source: &SourceState, best: Option<&str>) -> String {

@@ -6,6 +6,7 @@
 //! | `cli` | the command line |
 //! | `build` | `barchan build` |
 //! | `doctor` | `barchan doctor` |
+//! | `guest` | guest mode: what kind of host there is |
 //! | `run` | `barchan run`, and what it reads back from the program |
 //! | `bench` | `barchan bench`: what is run, how, and what comes of it |
 //! | `report` | the table and the HTML page, for `bench` and `barchan report` |
@@ -20,6 +21,7 @@ mod bench;
 mod build;
 mod cli;
 mod doctor;
+mod guest;
 mod machine;
 mod report;
 mod run;
@@ -51,6 +53,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Run(args) => run::command(&layout()?, &args),
         Command::Bench(args) => bench::command(&layout()?, &args),
         Command::Report(args) => report::command(&args),
+        Command::GuestProbe => guest::probe(),
     }
 }
 

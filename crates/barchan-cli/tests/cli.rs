@@ -109,6 +109,12 @@ fn doctor_speaks_json_and_tells_every_source() {
     assert_eq!(sources[4]["available"], true, "all-dirty works everywhere");
     assert!(report["best"].is_string());
     assert!(report["machine"]["kernel"].is_string());
+    let guest = &report["guest_mode"];
+    if guest["available"] == true {
+        assert!(guest["kind"].is_string() && guest["system_call_ns"].is_u64(), "{guest}");
+    } else {
+        assert!(guest["why"].is_string(), "{guest}");
+    }
 
     let text = stdout(&ok(&["doctor"]));
     for name in names {

@@ -4,6 +4,7 @@
 //! collector's own variables. A small object is preloaded that notes the collector's events
 //! in files (`preload/summary.c`); it is read when the program has ended, by whatever means.
 
+mod dune;
 mod record;
 
 use std::ffi::{OsStr, OsString};
@@ -30,8 +31,6 @@ const NOT_STARTED: u8 = 127;
 
 /// Runs the subcommand.
 pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
-    let library_dir = library_dir(layout, args.collector)?;
-    let preload = build::preload(layout)?;
     let records = tempfile::Builder::new()
         .prefix("barchan-run-")
         .tempdir()
@@ -50,7 +49,16 @@ pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
     }
     let mut command = Command::new(program);
     command.args(arguments);
-    set_environment(&mut command, args, &library_dir, &preload, records.path());
+    if args.dune {
+        let library = build::dune_library(layout)?;
+        command
+            .env("LD_PRELOAD", prepend(&library, "LD_PRELOAD"))
+            .env("BARCHAN_DUNE_DIR", records.path());
+    } else {
+        let library_dir = library_dir(layout, args.collector)?;
+        let preload = build::preload(layout)?;
+        set_environment(&mut command, args, &library_dir, &preload, records.path());
+    }
     let started = command.spawn().and_then(|mut child| Ok((child.id(), child.wait()?)));
     let (pid, status) = match started {
         Ok(ended) => ended,
@@ -59,6 +67,14 @@ pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
             return Ok(ExitCode::from(NOT_STARTED));
         }
     };
+    if args.dune {
+        let processes = dune::read(records.path(), pid);
+        eprint!("{}", dune::render(program, status, &processes));
+        if let Some(path) = &args.stats {
+            write_file(path, &dune::to_json(args, status, &processes)?)?;
+        }
+        return Ok(exit_code(status));
+    }
     let summaries = read_records(records.path(), u64::from(pid));
     eprint!("{}", render(program, status, &summaries));
     if let Some(path) = &args.stats {

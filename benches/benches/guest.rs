@@ -1,0 +1,316 @@
+//! What guest mode costs on this host: a report, by `cargo bench -p barchan-benches --bench guest`.
+//!
+//! Entering cannot be undone, so each part runs in a forked child of its own, which sends back what it
+//! measured. A figure is the median of many repetitions; beside it is the same natively, where there is such
+//! a thing. The kind of host is measured too: on an emulated one the figures are the emulator's.
+#![allow(missing_docs)]
+
+use std::hint::black_box;
+use std::io::Read as _;
+use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use dune::PAGE_SIZE as PAGE;
+use dune::faults::FaultFrame;
+use dune::inside::Inside;
+
+/// A part that takes longer has failed.
+const LIMIT: Duration = Duration::from_secs(300);
+
+type Part = fn(&mut Vec<(&'static str, f64)>);
+
+fn main() {
+    // `cargo test` starts benches to see whether they work; this one has its say under `cargo bench`.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    if let Err(error) = dune::host::kvm::open() {
+        println!("skipped: no guest mode here: {error}");
+        return;
+    }
+    println!("{:<44} {:>14} {:>14}", "", "guest", "native");
+    let kind = in_child(|| {
+        let measured = dune::host::kind::measure().expect("guest mode");
+        let kind = measured.kind.map_or("hidden", |kind| kind.name());
+        vec![(kind, measured.enter_ns as f64)]
+    });
+    for (name, enter) in kind {
+        println!("host: {name}");
+        row("enter", Some(enter), None);
+    }
+    let parts: [(Part, bool); 7] = [
+        (system_calls, true),
+        (first_touch, true),
+        (fault_handler, false),
+        (native_fault, true),
+        (dirty_bits, false),
+        (tasks, true),
+        (compute, true),
+    ];
+    for (part, natively) in parts {
+        let guest = in_child(|| {
+            // SAFETY: the child has one thread.
+            unsafe { dune::enter() }.expect("guest mode");
+            let mut rows = Vec::new();
+            part(&mut rows);
+            rows
+        });
+        let native = if natively {
+            in_child(|| {
+                let mut rows = Vec::new();
+                part(&mut rows);
+                rows
+            })
+        } else {
+            Vec::new()
+        };
+        for (name, ns) in guest {
+            let same = native.iter().find(|(other, _)| *other == name).map(|(_, ns)| *ns);
+            row(&name, Some(ns), same);
+        }
+    }
+}
+
+fn row(name: &str, guest: Option<f64>, native: Option<f64>) {
+    println!("{name:<44} {:>14} {:>14}", time(guest), time(native));
+}
+
+fn time(ns: Option<f64>) -> String {
+    match ns {
+        None => "–".to_owned(),
+        Some(ns) if ns < 1e3 => format!("{ns:.0} ns"),
+        Some(ns) if ns < 1e6 => format!("{:.2} µs", ns / 1e3),
+        Some(ns) => format!("{:.2} ms", ns / 1e6),
+    }
+}
+
+/// Runs `body` in a forked child; names and nanoseconds come back through a pipe as lines.
+fn in_child(body: impl FnOnce() -> Vec<(&'static str, f64)>) -> Vec<(String, f64)> {
+    let mut pipe = [0; 2];
+    // SAFETY: two descriptors go into the array; the child writes to one and leaves.
+    let pid = unsafe {
+        assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
+        libc::fork()
+    };
+    if pid == 0 {
+        let text: String = body().into_iter().map(|(name, ns)| format!("{name}\t{ns}\n")).collect();
+        // SAFETY: bytes of ours; then the child ends.
+        unsafe {
+            libc::alarm(LIMIT.as_secs() as u32);
+            libc::write(pipe[1], text.as_ptr().cast(), text.len());
+            libc::_exit(0);
+        }
+    }
+    let mut text = String::new();
+    // SAFETY: the one end is closed, the other ours.
+    let mut out = unsafe {
+        libc::close(pipe[1]);
+        std::fs::File::from(OwnedFd::from_raw_fd(pipe[0]))
+    };
+    let _ = out.read_to_string(&mut text);
+    let mut status = 0;
+    // SAFETY: our child.
+    unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    if status != 0 {
+        println!("a part failed with status {status:#x}");
+    }
+    text.lines()
+        .filter_map(|line| {
+            let (name, ns) = line.split_once('\t')?;
+            Some((name.to_owned(), ns.parse().ok()?))
+        })
+        .collect()
+}
+
+/// The median of `count` measurements of what `f` times.
+fn median(count: usize, mut f: impl FnMut() -> Duration) -> f64 {
+    let mut times: Vec<_> = (0..count).map(|_| f().as_nanos() as f64).collect();
+    times.sort_by(f64::total_cmp);
+    times[count / 2]
+}
+
+fn timed(f: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    f();
+    start.elapsed()
+}
+
+fn map(pages: usize) -> usize {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let rights = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let start = unsafe { libc::mmap(null_mut(), pages * PAGE, rights, flags, -1, 0) };
+    assert_ne!(start, libc::MAP_FAILED);
+    start as usize
+}
+
+fn write(address: usize) {
+    // SAFETY: mapped memory of the bench's.
+    unsafe { (address as *mut u8).write_volatile(1) };
+}
+
+fn system_calls(rows: &mut Vec<(&'static str, f64)>) {
+    let call = median(1001, || {
+        timed(|| {
+            // SAFETY: no arguments.
+            unsafe { libc::syscall(libc::SYS_getppid) };
+        })
+    });
+    rows.push(("system call (getppid)", call));
+    let pair = median(101, || {
+        timed(|| {
+            let start = map(256);
+            write(start);
+            // SAFETY: mapped above.
+            unsafe { libc::munmap(start as *mut _, 256 * PAGE) };
+        })
+    });
+    rows.push(("mmap, one touch, munmap of 1 MiB", pair));
+}
+
+fn first_touch(rows: &mut Vec<(&'static str, f64)>) {
+    let pages = 4096;
+    let start = map(pages);
+    let all = timed(|| (0..pages).for_each(|page| write(start + page * PAGE)));
+    rows.push(("first touch of a page", all.as_nanos() as f64 / pages as f64));
+}
+
+static HANDLED: AtomicUsize = AtomicUsize::new(0);
+
+fn unprotect(address: usize, _: &mut FaultFrame) -> bool {
+    HANDLED.fetch_add(1, Ordering::Relaxed);
+    let page = address & !(PAGE - 1);
+    INSIDE.with(|inside| inside.is_some_and(|inside| inside.unprotect(page..page + PAGE).is_ok()))
+}
+
+std::thread_local!(static INSIDE: Option<Inside> = Inside::current());
+
+fn fault_handler(rows: &mut Vec<(&'static str, f64)>) {
+    let pages = 256;
+    let inside = INSIDE.with(|inside| *inside).expect("inside");
+    // SAFETY: the handler touches atomics and entries only.
+    unsafe { inside.handle_faults(unprotect) };
+    let start = map(pages);
+    let range = start..start + pages * PAGE;
+    inside.populate(range.clone()).expect("memory");
+    (0..pages).for_each(|page| write(start + page * PAGE));
+    let mut per_page = Vec::new();
+    for _ in 0..5 {
+        inside.protect(range.clone()).expect("a range").flush_here();
+        let all = timed(|| (0..pages).for_each(|page| write(start + page * PAGE)));
+        per_page.push(all.as_nanos() as f64 / pages as f64);
+    }
+    per_page.sort_by(f64::total_cmp);
+    assert!(HANDLED.load(Ordering::Relaxed) >= 5 * pages);
+    rows.push(("write fault, handler at ring 3, unprotect", per_page[2]));
+    rows.push(("flush of this CPU's TLB", median(101, || timed(|| inside.flush()))));
+    let page = median(101, || timed(|| inside.flush_page(start)));
+    rows.push(("flush of one page", page));
+}
+
+extern "C" fn on_segv(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel's siginfo; the page is the bench's.
+    unsafe {
+        let page = (*info).si_addr() as usize & !(PAGE - 1);
+        libc::mprotect(page as *mut _, PAGE, libc::PROT_READ | libc::PROT_WRITE);
+    }
+}
+
+fn native_fault(rows: &mut Vec<(&'static str, f64)>) {
+    let pages = 256;
+    let start = map(pages);
+    (0..pages).for_each(|page| write(start + page * PAGE));
+    // SAFETY: a handler that unprotects pages of the bench's.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = on_segv;
+        action.sa_sigaction = handler as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        libc::sigaction(libc::SIGSEGV, &raw const action, null_mut());
+        libc::mprotect(start as *mut _, pages * PAGE, libc::PROT_READ);
+    }
+    let all = timed(|| (0..pages).for_each(|page| write(start + page * PAGE)));
+    rows.push(("write fault, SIGSEGV, mprotect", all.as_nanos() as f64 / pages as f64));
+}
+
+fn dirty_bits(rows: &mut Vec<(&'static str, f64)>) {
+    let pages = (1 << 30) / PAGE;
+    let inside = Inside::current().expect("inside");
+    let start = map(pages);
+    let range = start..start + pages * PAGE;
+    inside.populate(range.clone()).expect("memory");
+    (0..pages).for_each(|page| write(start + page * PAGE));
+    let mut bits = vec![0u64; pages / 64];
+    let first = timed(|| inside.collect(range.clone(), &mut bits).expect("a range").defer());
+    rows.push(("scan and clear 1 GiB, all dirty", first.as_nanos() as f64));
+    inside.flush_everywhere();
+    let clean =
+        median(11, || timed(|| inside.collect(range.clone(), &mut bits).expect("a range").defer()));
+    rows.push(("scan 1 GiB, clean", clean));
+    let some: Vec<_> = (0..pages).step_by(1021).collect();
+    let write_back = timed(|| some.iter().for_each(|page| write(start + page * PAGE)));
+    rows.push(("write to a clean page", write_back.as_nanos() as f64 / some.len() as f64));
+    static STOP: AtomicBool = AtomicBool::new(false);
+    for (name, others) in [("shootdown, 2 CPUs", 1), ("shootdown, 4 CPUs", 3)] {
+        STOP.store(false, Ordering::Relaxed);
+        let spinning: Vec<_> = (0..others)
+            .map(|_| {
+                std::thread::spawn(|| {
+                    while !STOP.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(20));
+        rows.push((name, median(31, || timed(|| inside.flush_everywhere()))));
+        STOP.store(true, Ordering::Relaxed);
+        spinning.into_iter().for_each(|thread| thread.join().expect("it ends"));
+    }
+}
+
+fn tasks(rows: &mut Vec<(&'static str, f64)>) {
+    let thread = median(51, || {
+        timed(|| std::thread::spawn(|| black_box(1)).join().map(drop).expect("it ends"))
+    });
+    rows.push(("thread created and joined", thread));
+    let fork = median(21, || {
+        timed(|| {
+            // SAFETY: the child leaves at once.
+            unsafe {
+                let pid = libc::fork();
+                if pid == 0 {
+                    libc::_exit(0);
+                }
+                libc::waitpid(pid, null_mut(), 0);
+            }
+        })
+    });
+    rows.push(("fork, exit, wait", fork));
+}
+
+/// CPU-bound work over some memory: a sort, and a walk over a random cycle.
+fn compute(rows: &mut Vec<(&'static str, f64)>) {
+    let count = 1 << 20;
+    let mut order: Vec<u32> = (0..count as u32).collect();
+    let work = || {
+        let mut random = 88_172_645_463_325_252u64;
+        for index in (1..count).rev() {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            order.swap(index, random as usize % (index + 1));
+        }
+        let mut at = 0;
+        for _ in 0..count {
+            at = order[at as usize % count] ^ 1;
+        }
+        black_box(at);
+        order.sort_unstable();
+    };
+    let mut work = work;
+    work();
+    rows.push(("CPU-bound: shuffle, walk, sort of 4 MiB", median(9, || timed(&mut work))));
+}

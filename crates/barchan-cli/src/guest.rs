@@ -1,0 +1,97 @@
+//! Guest mode on this machine: whether it is to be had, on which kind of host, and why not.
+//!
+//! Entering cannot be undone, so it is tried in a process of its own: this program, started again
+//! with a hidden subcommand.
+
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use barchan_boehm::{Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+
+/// How long the trial may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What a trial found.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct GuestMode {
+    pub(crate) available: bool,
+    /// The kind of host: VT-x, SVM or PVM.
+    pub(crate) kind: Option<String>,
+    /// What the processor says that it has, whether or not it can be used.
+    pub(crate) hardware: Option<String>,
+    /// The privilege level at which SYSCALL arrives.
+    pub(crate) syscall_ring: Option<u8>,
+    pub(crate) enter_us: Option<u64>,
+    pub(crate) system_call_ns: Option<u64>,
+    pub(crate) why: Option<String>,
+}
+
+impl GuestMode {
+    fn unavailable(why: String) -> Self {
+        let hardware = dune::host::kind::hardware().map(|kind| kind.name().to_owned());
+        let (kind, syscall_ring, enter_us, system_call_ns) = (None, None, None, None);
+        let why = Some(why);
+        Self { available: false, kind, hardware, syscall_ring, enter_us, system_call_ns, why }
+    }
+}
+
+/// `barchan guest-probe`
+pub(crate) fn probe() -> Result<ExitCode> {
+    let found = match dune::host::kind::measure() {
+        Ok(measured) => GuestMode {
+            available: true,
+            kind: Some(measured.kind.map_or_else(
+                || "real virtualization, of a kind that the processor's flags hide".to_owned(),
+                |kind| kind.name().to_owned(),
+            )),
+            hardware: dune::host::kind::hardware().map(|kind| kind.name().to_owned()),
+            syscall_ring: Some(measured.syscall_ring),
+            enter_us: Some(measured.enter_ns / 1000),
+            system_call_ns: Some(measured.call_ns),
+            why: None,
+        },
+        Err(error) => GuestMode::unavailable(error.to_string()),
+    };
+    let text = serde_json::to_string(&found)
+        .map_err(|e| Error::new(ErrorKind::BadResult, format!("cannot write JSON: {e}")))?;
+    println!("{text}");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tries guest mode out.
+pub(crate) fn try_out() -> GuestMode {
+    run().unwrap_or_else(GuestMode::unavailable)
+}
+
+fn run() -> std::result::Result<GuestMode, String> {
+    let program = std::env::current_exe().map_err(|e| format!("cannot start a trial: {e}"))?;
+    let mut child = Command::new(program)
+        .arg("guest-probe")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| format!("cannot start a trial: {e}"))?;
+    let start = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(Some(_)) => break,
+            Ok(None) if start.elapsed() < LIMIT => std::thread::sleep(Duration::from_millis(2)),
+            Ok(None) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("a trial did not end within {} s", LIMIT.as_secs()));
+            }
+            Err(e) => return Err(format!("cannot wait for a trial: {e}")),
+        }
+    }
+    let output = child.wait_with_output().map_err(|e| format!("cannot read a trial: {e}"))?;
+    serde_json::from_slice(&output.stdout).map_err(|_| {
+        format!(
+            "a trial ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        )
+    })
+}

@@ -1,0 +1,36 @@
+//! `libbarchan_dune.so`: preloaded (`LD_PRELOAD`), it moves a program into guest mode before `main`.
+//!
+//! Children that the program executes load it again by the environment that they inherit, and enter
+//! for themselves. Without a virtual machine the program runs as it would have, with a line that says
+//! so. It brings its own allocator: a heap of the C library's may be locked where the monitor
+//! runs, so not even by mistake may the monitor use it.
+
+mod heap;
+
+#[global_allocator]
+static HEAP: heap::Bump = heap::Bump;
+
+/// What the dynamic linker calls once the libraries are in place.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: extern "C" fn() = constructor;
+
+/// The directory for counts, for `barchan run --dune`.
+const DIRECTORY: &std::ffi::CStr = c"BARCHAN_DUNE_DIR";
+
+extern "C" fn constructor() {
+    // SAFETY: the variable's value is a C string that nobody changes while the program has not begun.
+    let directory = unsafe {
+        let value = libc::getenv(DIRECTORY.as_ptr());
+        (!value.is_null()).then(|| std::ffi::CStr::from_ptr(value).to_bytes())
+    };
+    if let Some(directory) = directory {
+        // Whoever wanted the counts may be gone: no reason not to run.
+        let _ = dune::stats::record_in(directory);
+    }
+    // SAFETY: 1. The program has not begun, so there is one thread, or a library's own that handles no
+    // signals. 2. Whoever preloads this library wants guest mode.
+    if let Err(error) = unsafe { dune::enter() } {
+        dune::stats::report(format_args!("barchan: {error}; running without guest mode\n"));
+    }
+}

@@ -1,0 +1,252 @@
+//! What the kernel writes for the program while it makes a call: the D bits of the guest's tables do not
+//! show it, so it is marked here (`effects` says what it is).
+//!
+//! Nothing is marked before somebody asks for dirty pages ([`start`]): until then everything is dirty.
+//! From then on a call's ranges lie in its thread's record, where [`under_way`] finds them, from before the
+//! call until they are marked after it. A call that began before is taken to write everything.
+//!
+//! Two approximations err on the safe side only: a call that lasts (io_uring, asynchronous I/O) makes
+//! everything dirty for ever, and a record that changes under the reader counts as everything.
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+
+use crate::effects::{
+    self, Capture, Coverage, Effects, ExitWords, File, Process, Unreadable, Until,
+};
+use crate::paging::USER_END;
+use crate::process::thread;
+use crate::space;
+use crate::sys;
+
+/// Ranges that a record holds.
+const RANGES: usize = 16;
+
+/// Whether anybody wants to know.
+static WANTED: AtomicBool = AtomicBool::new(false);
+/// Whether the kernel may write anywhere at any time, from some call on.
+static FOR_EVER: AtomicBool = AtomicBool::new(false);
+
+const NONE: u32 = 0;
+const EVERYTHING: u32 = u32::MAX;
+
+/// The ranges of a call that is under way, in a thread's record: zero bytes are none.
+///
+/// Written by the thread's monitor, read by any thread: the version is odd while it is being written.
+pub(crate) struct UnderWay {
+    version: AtomicU32,
+    /// [`NONE`], [`EVERYTHING`], or the number of ranges.
+    state: AtomicU32,
+    ranges: [[AtomicU64; 2]; RANGES],
+}
+
+impl UnderWay {
+    fn publish(&self, state: u32, ranges: impl Iterator<Item = Range<u64>>) {
+        let version = self.version.load(Ordering::Relaxed);
+        self.version.store(version.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        for (slot, range) in self.ranges.iter().zip(ranges) {
+            slot[0].store(range.start, Ordering::Relaxed);
+            slot[1].store(range.end, Ordering::Relaxed);
+        }
+        self.state.store(state, Ordering::Relaxed);
+        self.version.store(version.wrapping_add(2), Ordering::Release);
+        // The kernel's stores of the call come after; a reader that has cleared a D bit before one of
+        // them sees this record, or its own clearing comes after the mark.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Calls `f` with the ranges; `false`: everything.
+    fn read(&self, mut f: impl FnMut(Range<u64>)) -> bool {
+        for _ in 0..8 {
+            let version = self.version.load(Ordering::Acquire);
+            let state = self.state.load(Ordering::Relaxed);
+            let mut copy = [[0; 2]; RANGES];
+            for (to, from) in copy.iter_mut().zip(&self.ranges) {
+                *to = [from[0].load(Ordering::Relaxed), from[1].load(Ordering::Relaxed)];
+            }
+            fence(Ordering::Acquire);
+            if version % 2 == 0 && version == self.version.load(Ordering::Relaxed) {
+                if state == EVERYTHING {
+                    return false;
+                }
+                copy.iter().take(state as usize).for_each(|range| f(range[0]..range[1]));
+                return true;
+            }
+            core::hint::spin_loop();
+        }
+        false
+    }
+}
+
+/// From now on dirty pages are wanted.
+pub(crate) fn start() {
+    WANTED.store(true, Ordering::SeqCst);
+}
+
+/// Calls `f` with what calls that are under way may write; `false`: anything.
+pub(crate) fn under_way(mut f: impl FnMut(Range<u64>)) -> bool {
+    fence(Ordering::SeqCst);
+    if FOR_EVER.load(Ordering::Relaxed) {
+        return false;
+    }
+    let mut told = true;
+    for thread in thread::all() {
+        told &= thread.under_way.read(&mut f);
+        if thread.under_way.state.load(Ordering::Relaxed) != NONE && thread.is_over() {
+            // What the kernel wrote as the thread exited: reported now, once.
+            thread.under_way.publish(NONE, core::iter::empty());
+        }
+    }
+    told
+}
+
+/// The kernel, or the monitor, has written there for the program.
+pub(crate) fn wrote(range: Range<u64>) {
+    if WANTED.load(Ordering::Relaxed) {
+        mark(range);
+    }
+}
+
+fn mark(range: Range<u64>) {
+    if let Some(tables) = space::view() {
+        tables.mark_dirty(range);
+    }
+}
+
+/// A call about to be made.
+#[allow(clippy::large_enum_variant, reason = "on the stack, and there is no heap")]
+pub(crate) enum Pending {
+    /// Nobody wants to know.
+    Unwatched,
+    /// It writes nothing.
+    Nothing,
+    /// These.
+    Ranges(Capture<RANGES>),
+}
+
+/// Before call `nr`: takes down what it may write.
+pub(crate) fn before(record: &UnderWay, nr: u64, arguments: &[u64; 6]) -> Pending {
+    if !WANTED.load(Ordering::SeqCst) {
+        // For who begins to want it while the call is under way.
+        record.state.store(EVERYTHING, Ordering::SeqCst);
+        if !WANTED.load(Ordering::SeqCst) {
+            return Pending::Unwatched;
+        }
+    }
+    let call: Effects = effects::of(nr, arguments);
+    if call.writes_nothing() {
+        record.state.store(NONE, Ordering::SeqCst);
+        return Pending::Nothing;
+    }
+    let capture = Capture::before(&call, &Caller);
+    let mut ranges = [const { 0..0 }; RANGES];
+    let mut count = 0;
+    let coverage = capture.for_each(|written| {
+        if let Some(slot) = ranges.get_mut(count) {
+            *slot = written.range();
+            count += 1;
+        }
+    });
+    let state = if coverage == Coverage::Ranges { count as u32 } else { EVERYTHING };
+    record.publish(state, ranges.into_iter().take(count));
+    Pending::Ranges(capture)
+}
+
+/// After the call: marks what it has written.
+pub(crate) fn after(record: &UnderWay, pending: &Pending, result: i64) {
+    match pending {
+        Pending::Unwatched => {
+            if WANTED.load(Ordering::SeqCst) {
+                mark(0..USER_END);
+            }
+        }
+        Pending::Nothing => return,
+        Pending::Ranges(capture) => {
+            let mut lasts = false;
+            let coverage = capture.for_each_after(result, |written| {
+                lasts |= matches!(written.until, Until::Completion | Until::Unregistered);
+                mark(written.range());
+            });
+            if let Coverage::Everything(why) = coverage {
+                lasts |= why.lasts();
+                mark(0..USER_END);
+            }
+            if lasts {
+                FOR_EVER.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+    record.publish(NONE, core::iter::empty());
+}
+
+/// A slot whose thread is gone is taken again: what the kernel wrote as it exited is marked.
+pub(crate) fn settle(record: &UnderWay) {
+    if !record.read(wrote) {
+        wrote(0..USER_END);
+    }
+    record.publish(NONE, core::iter::empty());
+}
+
+/// A new thread's record, before it starts: the kernel may write its id to `child_tid` in the child.
+pub(crate) fn child_starts(record: &UnderWay) {
+    // Whatever clone writes, it writes soon: everything, until the child says that it runs.
+    record.publish(EVERYTHING, core::iter::empty());
+}
+
+/// The new thread runs: what the kernel wrote for it is marked.
+pub(crate) fn child_runs(record: &UnderWay, child_tid: u64) {
+    if child_tid != 0 {
+        wrote(child_tid..child_tid + 4);
+    }
+    record.publish(NONE, core::iter::empty());
+}
+
+/// This process, as `effects` asks about it.
+///
+/// A descriptor is looked at once: a program that closes and opens it again from another thread while a
+/// call is under way cannot know which file the call is for either.
+struct Caller;
+
+impl Process for Caller {
+    fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Unreadable> {
+        sys::copy_in(address as usize, into).map_err(|_| Unreadable)
+    }
+
+    fn file(&self, fd: i32) -> File {
+        let mut stat = core::mem::MaybeUninit::<libc::stat>::zeroed();
+        let mut statfs = core::mem::MaybeUninit::<libc::statfs>::zeroed();
+        // SAFETY: both structures have the kernel's size and layout on x86-64; zero bytes are valid.
+        unsafe {
+            let (fd, stat_at) = (fd as u64, stat.as_mut_ptr() as u64);
+            let statfs_at = statfs.as_mut_ptr() as u64;
+            let done = sys::call(libc::SYS_fstat, [fd, stat_at, 0, 0, 0, 0])
+                .and_then(|_| sys::call(libc::SYS_fstatfs, [fd, statfs_at, 0, 0, 0, 0]));
+            if done.is_err() {
+                return File::Unknown;
+            }
+            let (stat, statfs) = (stat.assume_init(), statfs.assume_init());
+            File::classify(stat.st_mode, stat.st_rdev, statfs.f_type as u64)
+        }
+    }
+
+    fn program_break(&self) -> Option<u64> {
+        // SAFETY: an impossible break changes nothing.
+        Some(unsafe { sys::raw(libc::SYS_brk, [0; 6]) } as u64)
+    }
+
+    fn exit_words(&self) -> Option<ExitWords> {
+        const PR_GET_TID_ADDRESS: u64 = 40;
+        let mut words = ExitWords::default();
+        let (mut head, mut len) = (0u64, 0u64);
+        let tid_at = &raw mut words.clear_child_tid as u64;
+        // SAFETY: words of ours. The first needs CONFIG_CHECKPOINT_RESTORE.
+        unsafe {
+            sys::call(libc::SYS_prctl, [PR_GET_TID_ADDRESS, tid_at, 0, 0, 0, 0]).ok()?;
+            let (head_at, len_at) = (&raw mut head as u64, &raw mut len as u64);
+            sys::call(libc::SYS_get_robust_list, [0, head_at, len_at, 0, 0, 0]).ok()?;
+        }
+        words.robust_list = head;
+        Some(words)
+    }
+}

@@ -1,0 +1,304 @@
+//! Page faults of protected pages, handled by the program itself at ring 3, without an exit.
+//!
+//! [`Inside::protect`](crate::inside::Inside::protect) takes the right to write from entries and marks them
+//! (software bit 9). A write to such a page faults; the gate delivers at ring 3, on the CPU's fault
+//! stack, and the code below moves the frame to a handler stack, finds which protected page the
+//! instruction writes to by decoding it (CR2 cannot be read at ring 3), and calls the handler. Where
+//! decoding does not find it (gathers and scatters, implicit operands) the page fault goes the long way: the
+//! monitor reads CR2 and calls the same code.
+//!
+//! One fault of a CPU is in handling at a time: a fault in the handler goes to the monitor. Signals that
+//! come before the frame is moved roll the fault back: the instruction faults again.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
+
+use crate::paging::{Flags, HELD, PAGE};
+use crate::space::{self, cpu_tables as tables};
+
+/// The program's state at the fault; the handler may change it.
+#[repr(C)]
+#[derive(Debug)]
+pub struct FaultFrame {
+    /// R15, R14, … R8, RBP, RDI, RSI, RDX, RCX, RBX, RAX.
+    pub registers: [u64; 15],
+    /// The processor's error code (SDM 3A, figure 4-12).
+    pub error: u64,
+    /// The instruction that faulted.
+    pub rip: u64,
+    cs: u64,
+    /// RFLAGS.
+    pub rflags: u64,
+    /// RSP.
+    pub rsp: u64,
+    ss: u64,
+}
+
+/// Handles a write to the protected page at `address`: makes it writable and returns `true`, and the
+/// instruction is executed again; or returns `false`, and the program gets SIGSEGV.
+///
+/// It runs at ring 3 in the middle of the program, on a stack of 24 KiB: it must return, and not
+/// allocate, lock, fork or make another protected page fault.
+pub type FaultHandler = fn(address: usize, frame: &mut FaultFrame) -> bool;
+
+static HANDLER: AtomicUsize = AtomicUsize::new(0);
+
+/// From the fault frame on the fault stack to where the handler stack begins.
+const UP: usize = tables::HANDLER_TOP - tables::FAULT_FRAME;
+/// From there to the word that is not zero while the handler stack is in use.
+const BUSY: usize = tables::HANDLER_BUSY - tables::HANDLER_TOP;
+
+core::arch::global_asm!(
+    ".globl barchan_dune_fault",
+    ".globl barchan_dune_fault_exit",
+    ".globl barchan_dune_fault_moved",
+    ".globl barchan_dune_fault_return",
+    ".hidden barchan_dune_fault",
+    ".hidden barchan_dune_fault_exit",
+    ".hidden barchan_dune_fault_moved",
+    ".hidden barchan_dune_fault_return",
+    ".type barchan_dune_fault,@function",
+    // On the fault stack: error code, RIP, CS, RFLAGS, RSP, SS. No register is free.
+    "barchan_dune_fault:",
+    "bts dword ptr [rsp + {up} + {busy}], 0",
+    "jnc 2f",
+    "barchan_dune_fault_exit:",
+    "out {port}, al",
+    "ud2",
+    "2:",
+    "lea rsp, [rsp + {up}]",
+    // Each push reads the next lower word of the frame.
+    "push qword ptr [rsp + 40 - {up}]",
+    "push qword ptr [rsp + 40 - {up}]",
+    "push qword ptr [rsp + 40 - {up}]",
+    "push qword ptr [rsp + 40 - {up}]",
+    "push qword ptr [rsp + 40 - {up}]",
+    "push qword ptr [rsp + 40 - {up}]",
+    "barchan_dune_fault_moved:",
+    "push rax",
+    "push rbx",
+    "push rcx",
+    "push rdx",
+    "push rsi",
+    "push rdi",
+    "push rbp",
+    "push r8",
+    "push r9",
+    "push r10",
+    "push r11",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "cld",
+    "mov rdi, rsp",
+    "mov rbx, rsp",
+    // Everything that a handler may overwrite, less than 4 KiB. Not AMX, which takes 8 KiB and which the
+    // program is not given: a paravirtual host leaves it enabled.
+    "sub rsp, 4096",
+    "and rsp, -64",
+    "xor eax, eax",
+    "mov [rsp + 512], rax",
+    "mov [rsp + 520], rax",
+    "mov [rsp + 528], rax",
+    "mov [rsp + 536], rax",
+    "mov [rsp + 544], rax",
+    "mov [rsp + 552], rax",
+    "mov [rsp + 560], rax",
+    "mov [rsp + 568], rax",
+    "mov eax, {features}",
+    "xor edx, edx",
+    "xsave64 [rsp]",
+    "call {dispatch}",
+    "mov r12d, eax",
+    "mov eax, {features}",
+    "xor edx, edx",
+    "xrstor64 [rsp]",
+    "mov rsp, rbx",
+    // Not handled: left busy, so that the instruction, executed again, goes to the monitor.
+    "test r12b, r12b",
+    "jz 3f",
+    "btr dword ptr [rsp + 15 * 8 + 48 + {busy}], 0",
+    "3:",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop r11",
+    "pop r10",
+    "pop r9",
+    "pop r8",
+    "pop rbp",
+    "pop rdi",
+    "pop rsi",
+    "pop rdx",
+    "pop rcx",
+    "pop rbx",
+    "pop rax",
+    "lea rsp, [rsp + 8]",
+    "barchan_dune_fault_return:",
+    "iretq",
+    ".size barchan_dune_fault, . - barchan_dune_fault",
+    up = const UP,
+    busy = const BUSY,
+    port = const tables::PORT_EXCEPTION + 14,
+    features = const crate::host::kvm::XCR0_WANTED,
+    dispatch = sym dispatch,
+);
+
+unsafe extern "C" {
+    fn barchan_dune_fault();
+    fn barchan_dune_fault_exit();
+    fn barchan_dune_fault_moved();
+    fn barchan_dune_fault_return();
+}
+
+/// Where the gate's stub goes once there is a handler.
+pub(crate) fn entry() -> usize {
+    barchan_dune_fault as *const () as usize
+}
+
+/// Where the monitor enters with a frame on the handler stack.
+pub(crate) fn moved() -> u64 {
+    barchan_dune_fault_moved as *const () as u64
+}
+
+/// What an instruction of the code above is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The frame is on the fault stack still, and no register is lost.
+    Beginning,
+    /// It calls the monitor for the fault.
+    Exit,
+    /// It returns by IRETQ through the frame at RSP, with all registers in place.
+    Return,
+}
+
+/// Which part `rip` is in, as far as a signal must know.
+pub(crate) fn part_at(rip: u64) -> Option<Part> {
+    let at = |f: unsafe extern "C" fn()| f as *const () as u64;
+    if rip == at(barchan_dune_fault_exit) {
+        Some(Part::Exit)
+    } else if rip == at(barchan_dune_fault_return) {
+        Some(Part::Return)
+    } else if (at(barchan_dune_fault)..at(barchan_dune_fault_moved)).contains(&rip) {
+        Some(Part::Beginning)
+    } else {
+        None
+    }
+}
+
+/// Whether there is a handler.
+pub(crate) fn handled() -> bool {
+    HANDLER.load(Ordering::Acquire) != 0
+}
+
+/// Sets the handler. Decodes once, so that the decoder's tables are made, which takes a heap.
+pub(crate) fn set_handler(handler: FaultHandler) {
+    let nop = [0x90];
+    let mut decoder = Decoder::with_ip(64, &nop, 0, DecoderOptions::NONE);
+    core::hint::black_box(decoder.decode());
+    HANDLER.store(handler as usize, Ordering::Release);
+}
+
+/// At ring 3, on the handler stack.
+extern "C" fn dispatch(frame: &mut FaultFrame) -> bool {
+    let handler = HANDLER.load(Ordering::Acquire);
+    if handler == 0 {
+        return false;
+    }
+    // The monitor has left the address behind the frame, or nobody has.
+    // SAFETY: the word above the handler stack's first, which is this CPU's.
+    let told = unsafe {
+        let end = core::ptr::from_mut(frame).add(1).cast::<u8>();
+        let word = end.add(tables::HANDLER_ADDRESS - tables::HANDLER_TOP).cast::<u64>();
+        core::ptr::replace(word, 0)
+    };
+    let address = if told != 0 {
+        told
+    } else {
+        match (frame.error & 3 == 3).then(|| protected_operand(frame)).flatten() {
+            Some(address) => address,
+            None => return false,
+        }
+    };
+    // SAFETY: only `set_handler` stores here, and only functions of this type.
+    let handler = unsafe { core::mem::transmute::<usize, FaultHandler>(handler) };
+    handler(address as usize, frame)
+}
+
+/// The protected page that the instruction writes to, if its operands show it: the first byte there.
+fn protected_operand(frame: &FaultFrame) -> Option<u64> {
+    let mut bytes = [0u8; 15];
+    // Not into the next page, which may not be there.
+    let len = (PAGE - frame.rip % PAGE).min(15) as usize;
+    // SAFETY: the processor has just read the instruction from there.
+    unsafe {
+        core::ptr::copy_nonoverlapping(frame.rip as *const u8, bytes.as_mut_ptr(), len);
+    }
+    let instruction = Decoder::with_ip(64, &bytes[..len], frame.rip, DecoderOptions::NONE).decode();
+    if instruction.is_invalid() {
+        return None;
+    }
+    (0..instruction.op_count()).find_map(|operand| {
+        let start = operand_address(&instruction, operand, frame)?;
+        let size = instruction.memory_size().size().max(1) as u64;
+        [start, (start + size - 1) & !(PAGE - 1)].into_iter().find(|address| is_held(*address))
+    })
+}
+
+fn operand_address(instruction: &Instruction, operand: u32, frame: &FaultFrame) -> Option<u64> {
+    let in_memory = matches!(
+        instruction.op_kind(operand),
+        OpKind::Memory
+            | OpKind::MemoryESDI
+            | OpKind::MemoryESEDI
+            | OpKind::MemoryESRDI
+            | OpKind::MemorySegDI
+            | OpKind::MemorySegEDI
+            | OpKind::MemorySegRDI
+    );
+    if !in_memory {
+        return None;
+    }
+    instruction.virtual_address(operand, 0, |register, _, _| register_value(register, frame))
+}
+
+fn register_value(register: Register, frame: &FaultFrame) -> Option<u64> {
+    // Flat segments; FS and GS have bases that cannot be told here.
+    if matches!(register, Register::ES | Register::CS | Register::SS | Register::DS) {
+        return Some(0);
+    }
+    if !register.is_gpr() {
+        return None;
+    }
+    let value = match register.full_register() {
+        Register::RAX => frame.registers[14],
+        Register::RBX => frame.registers[13],
+        Register::RCX => frame.registers[12],
+        Register::RDX => frame.registers[11],
+        Register::RSI => frame.registers[10],
+        Register::RDI => frame.registers[9],
+        Register::RBP => frame.registers[8],
+        Register::R8 => frame.registers[7],
+        Register::R9 => frame.registers[6],
+        Register::R10 => frame.registers[5],
+        Register::R11 => frame.registers[4],
+        Register::R12 => frame.registers[3],
+        Register::R13 => frame.registers[2],
+        Register::R14 => frame.registers[1],
+        Register::R15 => frame.registers[0],
+        Register::RSP => frame.rsp,
+        _ => return None,
+    };
+    Some(if register.is_gpr32() { value & 0xffff_ffff } else { value })
+}
+
+/// Whether the page at `address` is protected.
+pub(crate) fn is_held(address: u64) -> bool {
+    let entry = |address| Some(space::view()?.entry(address)?.load(Ordering::Acquire));
+    address < crate::paging::USER_END
+        && entry(address)
+            .is_some_and(|entry| entry & HELD != 0 && entry & Flags::PRESENT.bits() != 0)
+}

@@ -1,0 +1,287 @@
+//! What runs guest code: a virtual machine, its memory windows and its CPUs, behind a small trait.
+//!
+//! The runtime is written once over [`Host`], [`Vm`] and [`Vcpu`]. [`kvm`] is `/dev/kvm`; a second
+//! backend implements the same traits and gets a variant in [`AnyVm`] and [`AnyVcpu`]. Those are
+//! enums, not trait objects, because the monitor has no heap to put an object on.
+//!
+//! What is deliberately not here: page tables, system calls, signals. A backend moves registers
+//! and memory; what they mean is the runtime's.
+
+pub mod kind;
+pub mod kvm;
+
+use core::fmt;
+
+pub use kvm_bindings::{kvm_regs as Registers, kvm_xsave as Xsave};
+
+use crate::sys::Errno;
+
+/// What a step of making a guest failed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostError {
+    /// What was tried.
+    pub step: &'static str,
+    /// What the kernel answered.
+    pub errno: Errno,
+}
+
+impl fmt::Display for HostError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} failed with {}", self.step, self.errno)
+    }
+}
+
+impl std::error::Error for HostError {}
+
+/// Adds the step to an error number.
+pub(crate) trait Step<T> {
+    /// `step` is what was tried.
+    fn step(self, step: &'static str) -> Result<T, HostError>;
+}
+
+impl<T> Step<T> for Result<T, Errno> {
+    fn step(self, step: &'static str) -> Result<T, HostError> {
+        self.map_err(|errno| HostError { step, errno })
+    }
+}
+
+impl<T> Step<T> for Result<T, kvm_ioctls::Error> {
+    fn step(self, step: &'static str) -> Result<T, HostError> {
+        self.map_err(|error| HostError { step, errno: Errno(error.errno()) })
+    }
+}
+
+/// Why a virtual CPU stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It wrote to an I/O port: the guest's stubs call the monitor so.
+    Port(u8),
+    /// A signal, or `immediate_exit`: nothing about the guest has changed.
+    Interrupted,
+    /// The host has no page, or not the right to it, where the guest's tables say there is one.
+    /// The instruction has not been executed. The guest-physical address is known on Linux 6.8 and
+    /// later at best.
+    NoMemory(Option<u64>),
+    /// Triple fault.
+    Shutdown,
+    /// An exit that this runtime never asks for: its number, and a detail of the backend's.
+    Unexpected(u32, u64),
+    /// The run itself was refused.
+    Failed(Errno),
+}
+
+/// The state in which a virtual CPU starts: long mode, paging on, at ring 3.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    /// Guest-physical address of the top page table.
+    pub cr3: u64,
+    /// Linear address of the descriptor table.
+    pub gdt: u64,
+    /// Linear address of the interrupt descriptor table.
+    pub idt: u64,
+    /// Linear address of the task state segment.
+    pub tss: u64,
+    /// Its limit.
+    pub tss_limit: u32,
+    /// Where SYSCALL goes.
+    pub lstar: u64,
+    /// Base of FS: the thread pointer.
+    pub fs_base: u64,
+    /// Base of GS.
+    pub gs_base: u64,
+}
+
+/// A virtual machine whose memory is this process' memory.
+pub trait Vm: Sized {
+    /// Its CPUs.
+    type Vcpu: Vcpu;
+
+    /// Maps `len` bytes of this process at `hva` to the guest-physical address `gpa`. The pages are
+    /// found when they are touched.
+    ///
+    /// # Errors
+    /// The kernel refuses; out of slots.
+    fn map_window(&mut self, gpa: u64, hva: usize, len: usize) -> Result<(), HostError>;
+
+    /// A new CPU; `index` is unique in the machine.
+    ///
+    /// # Errors
+    /// The kernel refuses; out of descriptors or of CPUs.
+    fn create_vcpu(&mut self, index: u32) -> Result<Self::Vcpu, HostError>;
+
+    /// Whether `fd` is a descriptor that the machine needs.
+    fn owns(&self, fd: i32) -> bool;
+
+    /// In a forked child: closes what belongs to the parent's machine.
+    fn abandon(&mut self);
+}
+
+/// A virtual CPU, run by one thread at a time.
+pub trait Vcpu {
+    /// Puts the CPU into its first state, general registers excepted.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn start(&mut self, start: &Start) -> Result<(), HostError>;
+
+    /// The general registers: valid after a run, and taken over by the next.
+    fn registers(&mut self) -> &mut Registers;
+
+    /// Runs until something stops it.
+    fn run(&mut self) -> Exit;
+
+    /// Runs as far as finishing what the last exit began, and no guest code.
+    fn settle(&mut self);
+
+    /// The byte that, when it is 1, ends a run at once: another thread, or a signal handler of
+    /// this one, kicks the CPU so.
+    fn kick_flag(&self) -> *mut u8;
+
+    /// CR2, the address of the last page fault.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn fault_address(&mut self) -> Result<u64, HostError>;
+
+    /// The privilege level that it runs at.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn privilege(&mut self) -> Result<u8, HostError>;
+
+    /// The bases of FS and GS.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn bases(&mut self) -> Result<(u64, u64), HostError>;
+
+    /// Sets the bases of FS and GS.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn set_bases(&mut self, fs: u64, gs: u64) -> Result<(), HostError>;
+
+    /// Forgets an exception that is about to be delivered: its instruction will be executed again.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn forget_exception(&mut self) -> Result<(), HostError>;
+
+    /// Reads the floating-point and vector state.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn xsave(&mut self, to: &mut Xsave) -> Result<(), HostError>;
+
+    /// Sets the floating-point and vector state.
+    ///
+    /// # Errors
+    /// The kernel refuses: no valid state.
+    fn xrstor(&mut self, from: &Xsave) -> Result<(), HostError>;
+
+    /// Whether `fd` is the CPU's.
+    fn owns(&self, fd: i32) -> bool;
+
+    /// In a forked child: closes what belongs to the parent's.
+    fn abandon(&mut self);
+}
+
+/// The machine of whatever backend was found.
+pub enum AnyVm {
+    /// `/dev/kvm`
+    Kvm(kvm::KvmVm),
+}
+
+/// A CPU of whatever backend was found.
+pub enum AnyVcpu {
+    /// `/dev/kvm`
+    Kvm(kvm::KvmVcpu),
+}
+
+macro_rules! either {
+    ($self:expr, $inner:ident => $call:expr) => {
+        match $self {
+            Self::Kvm($inner) => $call,
+        }
+    };
+}
+
+impl Vm for AnyVm {
+    type Vcpu = AnyVcpu;
+
+    fn map_window(&mut self, gpa: u64, hva: usize, len: usize) -> Result<(), HostError> {
+        either!(self, vm => vm.map_window(gpa, hva, len))
+    }
+
+    fn create_vcpu(&mut self, index: u32) -> Result<AnyVcpu, HostError> {
+        match self {
+            Self::Kvm(vm) => vm.create_vcpu(index).map(AnyVcpu::Kvm),
+        }
+    }
+
+    fn owns(&self, fd: i32) -> bool {
+        either!(self, vm => vm.owns(fd))
+    }
+
+    fn abandon(&mut self) {
+        either!(self, vm => vm.abandon())
+    }
+}
+
+impl Vcpu for AnyVcpu {
+    fn start(&mut self, start: &Start) -> Result<(), HostError> {
+        either!(self, cpu => cpu.start(start))
+    }
+
+    fn registers(&mut self) -> &mut Registers {
+        either!(self, cpu => cpu.registers())
+    }
+
+    fn run(&mut self) -> Exit {
+        either!(self, cpu => cpu.run())
+    }
+
+    fn settle(&mut self) {
+        either!(self, cpu => cpu.settle())
+    }
+
+    fn kick_flag(&self) -> *mut u8 {
+        either!(self, cpu => cpu.kick_flag())
+    }
+
+    fn fault_address(&mut self) -> Result<u64, HostError> {
+        either!(self, cpu => cpu.fault_address())
+    }
+
+    fn privilege(&mut self) -> Result<u8, HostError> {
+        either!(self, cpu => cpu.privilege())
+    }
+
+    fn bases(&mut self) -> Result<(u64, u64), HostError> {
+        either!(self, cpu => cpu.bases())
+    }
+
+    fn set_bases(&mut self, fs: u64, gs: u64) -> Result<(), HostError> {
+        either!(self, cpu => cpu.set_bases(fs, gs))
+    }
+
+    fn forget_exception(&mut self) -> Result<(), HostError> {
+        either!(self, cpu => cpu.forget_exception())
+    }
+
+    fn xsave(&mut self, to: &mut Xsave) -> Result<(), HostError> {
+        either!(self, cpu => cpu.xsave(to))
+    }
+
+    fn xrstor(&mut self, from: &Xsave) -> Result<(), HostError> {
+        either!(self, cpu => cpu.xrstor(from))
+    }
+
+    fn owns(&self, fd: i32) -> bool {
+        either!(self, cpu => cpu.owns(fd))
+    }
+
+    fn abandon(&mut self) {
+        either!(self, cpu => cpu.abandon())
+    }
+}

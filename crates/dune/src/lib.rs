@@ -1,0 +1,45 @@
+//! Guest mode for a Linux process: the same program in the same address space, on a virtual CPU with
+//! page tables of its own.
+//!
+//! [`enter`] moves the calling thread into guest mode; threads and processes that it creates from
+//! then on follow. Addresses mean what they meant; system calls, signals, forks work as before.
+//! What is won is what only a kernel has otherwise: page tables to read and edit, dirty bits, faults
+//! without signals.
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`host`] | the virtual machine: a trait, and `/dev/kvm` behind it |
+//! | [`paging`] | page tables, pure |
+//! | `space` | the address space: tables as a cache of the kernel's mappings |
+//! | `process` | entering, the loop of a thread, threads, forks |
+//! | `calls` | system calls of the program that are not simply made |
+//! | `signals` | from the kernel to the program's handlers |
+//! | `sys` | what the monitor itself asks of the kernel |
+//! | [`effects`] | which memory a system call writes |
+//! | [`harvest`] | reading and clearing D bits |
+//! | [`inside`] | entries, dirty bits and the TLB, for code in guest mode |
+//! | [`faults`] | page faults that the program handles itself |
+//! | [`stats`] | counts |
+//!
+//! What it is not: a sandbox. The program can reach everything that it could without, the monitor's
+//! memory included.
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!("guest mode is for x86-64 Linux");
+
+pub mod effects;
+pub mod faults;
+pub mod harvest;
+pub mod host;
+pub mod inside;
+pub mod paging;
+pub mod stats;
+
+mod calls;
+mod process;
+mod signals;
+mod space;
+mod sys;
+
+pub use process::enter::{EnterError, enter, entered};
+pub use sys::{Errno, PAGE_SIZE};

@@ -1,0 +1,52 @@
+//! Page tables of four levels, as the processor reads them.
+//!
+//! Pure: it turns addresses into entries in memory that [`TableMemory`] gives. Which rights a page
+//! gets, and when an entry must go, is `space`'s decision; who flushes which TLB, `shootdown`'s.
+//!
+//! Entries are read and written as atomics, because the processor (or a shadow MMU) sets their
+//! accessed and dirty bits meanwhile. Two rules keep a shadow MMU right, which notices only what the
+//! guest itself writes: a table, once linked, is never unlinked or replaced by a large page, and a
+//! leaf entry for an address always leads to the same frame; only its presence and rights change.
+//! (SDM 3A, chapter 5, "Paging".)
+
+mod tables;
+
+pub use tables::{Table, TableMemory, Tables};
+pub use x86_64::structures::paging::PageTableFlags as Flags;
+
+/// Bits of an entry that hold the frame's address.
+pub const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
+/// Software bit 9 of a leaf entry: the program has protected the page (`faults`), and nobody else gives
+/// the right to write back.
+pub const HELD: u64 = 1 << 9;
+/// Entries of a table.
+pub const ENTRIES: usize = 512;
+/// Bytes that one entry of the lowest level maps.
+pub const PAGE: u64 = 1 << 12;
+/// Bytes that a table of the lowest level maps.
+pub const TABLE_SPAN: u64 = 1 << 21;
+/// First address that user space does not have (47 bits: four levels).
+pub const USER_END: u64 = 1 << 47;
+
+/// What a program may do with a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rights {
+    /// Write it.
+    pub write: bool,
+    /// Execute it.
+    pub execute: bool,
+}
+
+impl Rights {
+    /// The leaf entry of a page of the user's with these rights.
+    ///
+    /// Accessed and dirty are set from the start: what is not known to be clean is dirty, and a
+    /// shadow MMU need not set them.
+    #[must_use]
+    pub fn flags(self) -> Flags {
+        let mut flags = Flags::PRESENT | Flags::USER_ACCESSIBLE | Flags::ACCESSED;
+        flags.set(Flags::WRITABLE | Flags::DIRTY, self.write);
+        flags.set(Flags::NO_EXECUTE, !self.execute);
+        flags
+    }
+}

@@ -1,0 +1,217 @@
+//! Entering: the calling thread's registers become a CPU's, and the thread becomes its monitor.
+
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use super::thread::{AltStack, Thread};
+use super::{PROCESS, run};
+use crate::host::HostError;
+use crate::signals::actions;
+use crate::space::{self, SPACE};
+use crate::sys;
+
+/// Why the process could not enter guest mode. It goes on as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EnterError {
+    /// A thread of this process is in guest mode already.
+    Entered,
+    /// A step of making the guest failed.
+    Host(HostError),
+}
+
+impl fmt::Display for EnterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Entered => f.write_str("this process is in guest mode already"),
+            Self::Host(error) => write!(f, "cannot enter guest mode: {error}; {}", remedy(error)),
+        }
+    }
+}
+
+impl std::error::Error for EnterError {}
+
+impl From<HostError> for EnterError {
+    fn from(error: HostError) -> Self {
+        Self::Host(error)
+    }
+}
+
+fn remedy(error: &HostError) -> &'static str {
+    match error.errno.0 {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => {
+            "there is no virtual machine to be had here: `barchan doctor` says why"
+        }
+        libc::EACCES | libc::EPERM => "give this user access to /dev/kvm (on Debian: group kvm)",
+        libc::ENOSYS => "a newer kernel is needed",
+        libc::EMFILE | libc::ENFILE => "raise the limit on descriptors (ulimit -n)",
+        libc::ENOMEM => "raise the limit on memory (ulimit -v), or free some",
+        _ => "`barchan doctor` tells what this machine offers",
+    }
+}
+
+static ENTERED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process has entered guest mode.
+#[must_use]
+pub fn entered() -> bool {
+    ENTERED.load(Ordering::Acquire)
+}
+
+core::arch::global_asm!(
+    ".globl barchan_dune_switch",
+    ".hidden barchan_dune_switch",
+    ".type barchan_dune_switch,@function",
+    // rdi: the record, rsi: the end of its monitor stack, rdx: where RSP and RIP of the guest go.
+    "barchan_dune_switch:",
+    "push rbp",
+    "push rbx",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "sub rsp, 8",
+    "stmxcsr [rsp]",
+    "fnstcw [rsp + 4]",
+    "mov [rdx], rsp",
+    "lea rax, [rip + 2f]",
+    "mov [rdx + 8], rax",
+    "mov rsp, rsi",
+    "xor ebp, ebp",
+    "call {main}",
+    "ud2",
+    // From here on in guest mode.
+    "2:",
+    "ldmxcsr [rsp]",
+    "fldcw [rsp + 4]",
+    "add rsp, 8",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop rbx",
+    "pop rbp",
+    "ret",
+    ".size barchan_dune_switch, . - barchan_dune_switch",
+    main = sym main,
+);
+
+unsafe extern "C" {
+    fn barchan_dune_switch(thread: usize, stack: usize, guest: *mut [u64; 2]);
+}
+
+/// Moves the calling thread into guest mode: it goes on where it is, in the same address space, at
+/// ring 3 of a virtual CPU. Threads and processes that it creates from then on are in guest mode
+/// too. There is no way back.
+///
+/// Threads that exist already stay outside, and share everything as before.
+///
+/// # Errors
+/// [`EnterError`]; then nothing has changed.
+///
+/// # Safety
+/// 1. No other thread exists that handles signals by handlers and would not stand being called by
+///    another handler; a program of one thread is always fine.
+/// 2. The process does not rely on what guest mode does not give: seccomp filters of its own
+///    making, restartable sequences, AMX, protection keys, shadow stacks, 32-bit code.
+pub unsafe fn enter() -> Result<(), EnterError> {
+    if ENTERED.swap(true, Ordering::AcqRel) {
+        return Err(EnterError::Entered);
+    }
+    let mask = sys::set_mask(!0);
+    match prepare(mask) {
+        Ok(thread) => {
+            let guest = thread.start.as_ptr();
+            // SAFETY: `thread` is ours, and its stack unused. The two words are next to each other
+            // in no type: so they get an array of their own, on this stack, which the guest keeps.
+            unsafe {
+                let mut place = [0u64; 2];
+                let words = &raw mut place;
+                (*guest).registers.rdi = words as u64;
+                barchan_dune_switch(thread as *const Thread as usize, thread.stack_top(), words);
+            }
+            Ok(())
+        }
+        Err(error) => {
+            sys::set_mask(mask);
+            ENTERED.store(false, Ordering::Release);
+            Err(error.into())
+        }
+    }
+}
+
+/// All that can fail.
+fn prepare(mask: u64) -> Result<&'static Thread, HostError> {
+    space::build()?;
+    let thread = Thread::take()?;
+    SPACE.lock().fill_eagerly()?;
+    leave_rseq();
+    thread.process.set(&raw const PROCESS);
+    thread.altstack.set(current_altstack());
+    let mut start = super::thread::Start { mask, ..Default::default() };
+    // SAFETY: reading the bases of this thread's FS and GS into words of ours.
+    unsafe {
+        const ARCH_GET_FS: u64 = 0x1003;
+        const ARCH_GET_GS: u64 = 0x1004;
+        let (fs, gs) = (&raw mut start.fs_base as u64, &raw mut start.gs_base as u64);
+        sys::raw(libc::SYS_arch_prctl, [ARCH_GET_FS, fs, 0, 0, 0, 0]);
+        sys::raw(libc::SYS_arch_prctl, [ARCH_GET_GS, gs, 0, 0, 0, 0]);
+    }
+    start.registers.rflags = 0x202;
+    thread.start.set(start);
+    // SAFETY: the record is ours alone.
+    unsafe { crate::signals::frame::initial_fpu(&mut *thread.xsave.get()) };
+    actions::adopt();
+    Ok(thread)
+}
+
+/// The monitor's life, on its own stack.
+extern "C" fn main(thread: &'static Thread) -> ! {
+    let mut start = thread.start.get();
+    // SAFETY: `enter` put the address of its two words there, and waits.
+    let [rsp, rip] = unsafe { *(start.registers.rdi as *const [u64; 2]) };
+    (start.registers.rsp, start.registers.rip) = (rsp, rip);
+    thread.start.set(start);
+    run::begin(thread)
+}
+
+/// The alternate signal stack that the thread has.
+fn current_altstack() -> AltStack {
+    let mut stack = [0u64; 3];
+    // SAFETY: `stack_t` is three words.
+    let _ = unsafe { sys::raw(libc::SYS_sigaltstack, [0, stack.as_mut_ptr() as u64, 0, 0, 0, 0]) };
+    AltStack { start: stack[0], flags: stack[1] as u32, len: stack[2] }
+}
+
+/// Restartable sequences end: the kernel would look for them where the monitor runs. The C library
+/// sees that its thread has none, and asks the kernel for the CPU's number instead.
+fn leave_rseq() {
+    /// What glibc 2.35 and later register with.
+    const SIGNATURE: u64 = 0x5305_3053;
+    const UNREGISTER: u64 = 1;
+    // SAFETY: names of data that glibc exports; other libraries have none, and register nothing.
+    let (offset, size) = unsafe {
+        (
+            libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()),
+            libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr()),
+        )
+    };
+    if offset.is_null() || size.is_null() {
+        return;
+    }
+    let thread_pointer: u64;
+    // SAFETY: glibc's types are `ptrdiff_t` and `unsigned int`; the word at FS:0 is the thread
+    // pointer itself. The kernel checks that what is unregistered is what was registered.
+    unsafe {
+        if *size.cast::<u32>() == 0 {
+            return;
+        }
+        core::arch::asm!("mov {}, fs:0", out(reg) thread_pointer, options(nostack, readonly));
+        let area = thread_pointer.wrapping_add_signed(*offset.cast::<i64>());
+        // Its size was at least 32 when it was registered, whatever is in use of it.
+        for len in [32, 33, 28, 24, 20] {
+            if sys::raw(libc::SYS_rseq, [area, len, UNREGISTER, SIGNATURE, 0, 0]) == 0 {
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! The monitor's loop for one thread: run the guest, handle why it stopped, go on.
+//!
+//! Between two runs the CPU's registers hold the *program's* state: what a stub moved is put back
+//! when the run ends, and moved again before the next. Only after a run that a signal ended, with
+//! nothing to deliver, they are left as they are. Nothing here allocates, and it takes only the
+//! monitor's own locks.
+
+use core::sync::atomic::{AtomicU8, Ordering};
+
+use super::Process;
+use super::thread::Thread;
+use crate::calls;
+use crate::faults::{self, Part};
+use crate::host::{AnyVcpu, Exit, HostError, Vcpu as _};
+use crate::paging::USER_END;
+use crate::signals::{deliver, frame};
+use crate::space::cpu_tables::{self as tables, PORT_EXCEPTION, PORT_SYSCALL, Stub};
+use crate::space::{Fault, SPACE};
+use crate::stats;
+use crate::sys;
+use crate::sys::text;
+
+/// Runs in a row that may end for want of a page at the same instruction.
+const MAX_STUCK: u32 = 1000;
+/// `SI_KERNEL`
+const SI_KERNEL: i32 = 0x80;
+
+/// What an interrupted system call does once the handler has returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Restart {
+    /// It is done, and its result is in place.
+    Done,
+    /// It had not begun: it begins again.
+    Always,
+    /// It begins again if the handler was installed so, and else fails with `EINTR`.
+    IfWanted,
+}
+
+/// What a system call of the program's came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// This result, or what `sys::forward` says of a call that was not made.
+    Result(i64),
+    /// All registers are as they shall be.
+    Registers,
+}
+
+/// Where the CPU is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// The registers are the program's, at ring 3.
+    Ring3,
+    /// The registers are the program's, and the CPU is at ring 0 still, in the stub of SYSCALL.
+    Ring0,
+    /// The registers are the CPU's own, wherever it is: nothing may be moved.
+    Untouched,
+}
+
+/// A thread while its monitor runs.
+pub(crate) struct Guest<'a> {
+    pub(crate) thread: &'static Thread,
+    pub(crate) cpu: &'a mut AnyVcpu,
+    place: Place,
+    /// Whether RCX and R11 matter, which SYSRET overwrites.
+    all: bool,
+    /// The number of the system call that is being made.
+    call: u64,
+    stuck: u32,
+    stuck_at: u64,
+    /// The address and the instruction of the fault that the program's handler was last called for by
+    /// the monitor.
+    handed_over: (u64, u64),
+}
+
+/// The privilege level at which SYSCALL arrives: 0, or 3 on a paravirtual host; 255: not known yet.
+static SYSCALL_RING: AtomicU8 = AtomicU8::new(255);
+
+/// A thread's life in guest mode, from the state that its record says.
+pub(crate) fn begin(thread: &'static Thread) -> ! {
+    // SAFETY: once for each life of the thread; the reference goes with it.
+    let cpu = unsafe { thread.cpu() };
+    if let Err(error) = thread.load(cpu) {
+        text::fatal(format_args!("barchan: a thread cannot enter guest mode: {error}\n"));
+    }
+    let place = Place::Ring3;
+    let mut guest = Guest {
+        thread,
+        cpu,
+        place,
+        all: true,
+        call: 0,
+        stuck: 0,
+        stuck_at: 0,
+        handed_over: (0, 0),
+    };
+    thread.id.store(sys::thread_id(), Ordering::Relaxed);
+    calls::written::child_runs(&thread.under_way, thread.start.get().child_tid);
+    sys::set_mask(thread.start.get().mask);
+    loop {
+        guest.step();
+    }
+}
+
+impl Guest<'_> {
+    /// One run, and what it came to.
+    fn step(&mut self) {
+        if self.pending() {
+            self.interrupted();
+        }
+        self.prepare_return();
+        let exit = self.cpu.run();
+        stats::exit(exit);
+        match exit {
+            Exit::Port(PORT_SYSCALL) => self.system_call(),
+            Exit::Port(port) if (PORT_EXCEPTION..PORT_EXCEPTION + 32).contains(&port) => {
+                self.exception(port - PORT_EXCEPTION);
+            }
+            Exit::Interrupted => self.place = Place::Untouched,
+            Exit::NoMemory(_) => self.no_memory(),
+            Exit::Shutdown => self.broken("triple fault", 0, 0),
+            Exit::Unexpected(reason, detail) => {
+                self.broken("an exit that nobody asked for", u64::from(reason), detail)
+            }
+            Exit::Failed(errno) => self.broken("the run was refused", errno.0 as u64, 0),
+            Exit::Port(port) => self.broken("a port that nobody uses", u64::from(port), 0),
+        }
+    }
+
+    /// Whether a signal waits to be delivered.
+    fn pending(&self) -> bool {
+        self.thread.pending.load(Ordering::Acquire) != 0
+    }
+
+    /// A signal came in the middle of a run, or between two: finds the program's state, and delivers.
+    fn interrupted(&mut self) {
+        if self.place == Place::Untouched {
+            let registers = self.cpu.registers();
+            match tables::stub_at(registers.rip) {
+                // These were about to call the monitor: it is as if they had. What is pending is
+                // delivered when the call is done.
+                Some(Stub::Syscall) => return self.system_call(),
+                Some(Stub::Exception(vector)) => return self.exception(vector),
+                Some(Stub::Breakpoint) => {
+                    let frame = tables::read_frame(self.thread.index, tables::BREAKPOINT);
+                    registers.rip = frame.rip - 1;
+                    registers.rflags = frame.rflags;
+                    registers.rsp = frame.rsp;
+                    self.place = Place::Ring0;
+                }
+                Some(Stub::Sysret) => {
+                    registers.rip = registers.rcx;
+                    registers.rflags = registers.r11;
+                    self.place = Place::Ring0;
+                }
+                Some(Stub::Iret) => {
+                    let frame = tables::read_iret_frame(registers.rsp);
+                    registers.rip = frame.rip;
+                    registers.rflags = frame.rflags;
+                    registers.rsp = frame.rsp;
+                    self.place = Place::Ring0;
+                }
+                None => {
+                    self.place = Place::Ring3;
+                    match faults::part_at(registers.rip) {
+                        Some(Part::Exit) => return self.exception(14),
+                        Some(Part::Beginning) => {
+                            // The instruction will fault again.
+                            let frame = tables::read_frame(self.thread.index, 14);
+                            registers.rip = frame.rip;
+                            registers.rflags = frame.rflags;
+                            registers.rsp = frame.rsp;
+                            tables::release_handler(self.thread.index, frame.rsp);
+                        }
+                        Some(Part::Return) => {
+                            let frame = tables::read_iret_frame(registers.rsp);
+                            registers.rip = frame.rip;
+                            registers.rflags = frame.rflags;
+                            registers.rsp = frame.rsp;
+                        }
+                        None => {}
+                    }
+                }
+            }
+            self.all = true;
+        }
+        while self.pending() {
+            deliver::captured(self, Restart::Done);
+        }
+    }
+
+    /// Moves the program's state to where the CPU goes on from.
+    fn prepare_return(&mut self) {
+        if self.place == Place::Untouched {
+            return;
+        }
+        let registers = self.cpu.registers();
+        registers.rflags = registers.rflags & frame::USER_FLAGS | 0x202;
+        if registers.rip >= USER_END {
+            // No processor goes there; and from ring 0 it would not come back.
+            return self.segv_at_return();
+        }
+        if self.place == Place::Ring0 {
+            if self.all {
+                let (rip, rflags, rsp) = (registers.rip, registers.rflags, registers.rsp);
+                registers.rsp = tables::write_iret_frame(self.thread.index, rip, rflags, rsp);
+                registers.rip = tables::iret() as u64;
+            } else {
+                registers.rcx = registers.rip;
+                registers.r11 = registers.rflags;
+                registers.rip = tables::sysret() as u64;
+            }
+            registers.rflags = 2;
+        }
+        self.place = Place::Ring3;
+        self.all = false;
+    }
+
+    fn segv_at_return(&mut self) {
+        deliver::fault(self, libc::SIGSEGV, SI_KERNEL, 0, [13, 0, 0]);
+        self.prepare_return();
+    }
+
+    /// The program executed SYSCALL.
+    fn system_call(&mut self) {
+        let ring = self.syscall_ring();
+        self.place = if ring == 0 { Place::Ring0 } else { Place::Ring3 };
+        let registers = self.cpu.registers();
+        registers.rip = registers.rcx;
+        registers.rflags = registers.r11;
+        let nr = registers.rax;
+        stats::call(nr, ring);
+        let r = &*registers;
+        let arguments = [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9];
+        self.call = nr;
+        let mut restart = Restart::Done;
+        match calls::dispatch(self, nr, arguments) {
+            Outcome::Registers => {}
+            Outcome::Result(sys::forward::NOT_BEGUN) => restart = Restart::Always,
+            Outcome::Result(sys::forward::RESTART) => restart = Restart::IfWanted,
+            Outcome::Result(result) => self.cpu.registers().rax = result as u64,
+        }
+        if self.pending() {
+            deliver::captured(self, restart);
+        } else {
+            // Moved out of the window, and then the signal was somebody else's: again.
+            self.restart(restart, true);
+        }
+    }
+
+    /// Sets the program back to before its system call, or fails the call, as `restart` says.
+    pub(crate) fn restart(&mut self, restart: Restart, wanted: bool) {
+        let call = self.call;
+        let registers = self.cpu.registers();
+        match restart {
+            Restart::Done => {}
+            Restart::IfWanted if !wanted => registers.rax = -i64::from(libc::EINTR) as u64,
+            Restart::Always | Restart::IfWanted => {
+                // SYSCALL is two bytes long.
+                registers.rip -= 2;
+                registers.rax = call;
+            }
+        }
+    }
+
+    fn syscall_ring(&mut self) -> u8 {
+        let known = SYSCALL_RING.load(Ordering::Relaxed);
+        if known != 255 {
+            return known;
+        }
+        let mut ring = 0;
+        self.must(|cpu| cpu.privilege().map(|found| ring = found));
+        SYSCALL_RING.store(ring, Ordering::Relaxed);
+        ring
+    }
+
+    /// An exception of the program's.
+    fn exception(&mut self, vector: u8) {
+        let pushed = tables::read_frame(self.thread.index, vector);
+        let registers = self.cpu.registers();
+        registers.rip = pushed.rip;
+        registers.rsp = pushed.rsp;
+        registers.rflags = pushed.rflags;
+        self.place = if vector == tables::BREAKPOINT { Place::Ring0 } else { Place::Ring3 };
+        self.all = true;
+        let (error, rip) = (pushed.error, pushed.rip);
+        if vector == 14 {
+            return self.page_fault(&pushed);
+        }
+        let trap = [u64::from(vector), error, 0];
+        let (signal, code, address) = match vector {
+            0 => (libc::SIGFPE, 1, rip),
+            1 => (libc::SIGTRAP, if pushed.rflags & 0x100 != 0 { 2 } else { 1 }, rip),
+            3 => (libc::SIGTRAP, SI_KERNEL, 0),
+            6 => (libc::SIGILL, 2, rip),
+            11 | 12 => (libc::SIGBUS, SI_KERNEL, 0),
+            16 | 19 => (libc::SIGFPE, self.float_code(vector), rip),
+            17 => (libc::SIGBUS, 1, 0),
+            _ => (libc::SIGSEGV, SI_KERNEL, 0),
+        };
+        deliver::fault(self, signal, code, address, trap);
+    }
+
+    /// The `si_code` of a floating-point exception (Linux: arch/x86/kernel/fpu/core.c
+    /// `fpu__exception_code`).
+    fn float_code(&mut self, vector: u8) -> i32 {
+        // SAFETY: the record is this thread's, and no other reference exists.
+        let fpu = unsafe { &mut *self.thread.xsave.get() };
+        self.must(|cpu| cpu.xsave(fpu));
+        let raised = if vector == 16 {
+            // Control word and status word.
+            !fpu.region[0] & (fpu.region[0] >> 16)
+        } else {
+            let mxcsr = fpu.region[6];
+            mxcsr & !(mxcsr >> 7)
+        };
+        match raised & 0x3f {
+            r if r & 1 != 0 => 7,
+            r if r & 4 != 0 => 3,
+            r if r & 0x12 != 0 => 5,
+            r if r & 8 != 0 => 4,
+            r if r & 0x20 != 0 => 6,
+            _ => 0,
+        }
+    }
+
+    fn page_fault(&mut self, pushed: &tables::Frame) {
+        let error = pushed.error;
+        tables::release_handler(self.thread.index, pushed.rsp);
+        let mut address = 0;
+        self.must(|cpu| cpu.fault_address().map(|found| address = found));
+        stats::page_fault();
+        let (write, execute) = (error & 2 != 0, error & 16 != 0);
+        let fault = SPACE.lock().fault(address, write, execute);
+        // The kernel's own error codes say that it was user code, whatever the host does.
+        let trap = [14, error & 0x17 | 4, address];
+        match fault {
+            Ok(Fault::Mapped) => {}
+            Ok(Fault::Held) => {
+                let handled = faults::handled()
+                    && !self.refused(address, pushed.rip)
+                    && self.hand_over(pushed, address);
+                if !handled {
+                    deliver::fault(self, libc::SIGSEGV, 2, address, trap);
+                }
+            }
+            Ok(Fault::Segv(code)) => deliver::fault(self, libc::SIGSEGV, code, address, trap),
+            Ok(Fault::Bus) => deliver::fault(self, libc::SIGBUS, 2, address, trap),
+            Err(error) => self.broken_by(&error),
+        }
+    }
+
+    /// Calls the program's page-fault handler; `false` if it is the handler that has faulted.
+    fn hand_over(&mut self, pushed: &tables::Frame, address: u64) -> bool {
+        let Some(rsp) = tables::hand_over(self.thread.index, pushed, address) else {
+            return false;
+        };
+        let registers = self.cpu.registers();
+        registers.rip = faults::moved();
+        registers.rsp = rsp;
+        true
+    }
+
+    /// Whether the handler has had this fault just before, and not mended it.
+    fn refused(&mut self, address: u64, rip: u64) -> bool {
+        let again = self.handed_over == (address, rip);
+        self.handed_over = if again { (0, 0) } else { (address, rip) };
+        again
+    }
+
+    /// The tables have a page that the host has not.
+    fn no_memory(&mut self) {
+        self.place = Place::Untouched;
+        let rip = self.cpu.registers().rip;
+        if rip == self.stuck_at {
+            self.stuck += 1;
+        } else {
+            (self.stuck, self.stuck_at) = (0, rip);
+        }
+        if self.stuck > MAX_STUCK {
+            self.broken("no memory where the tables have a page", 0, 0);
+        }
+        SPACE.lock().recover();
+    }
+
+    /// The signal state of this thread's process.
+    pub(crate) fn process(&self) -> &'static Process {
+        // SAFETY: set when the thread's slot was taken, to what outlives the thread.
+        unsafe { &*self.thread.process.get() }
+    }
+
+    /// Every register counts from here on, RCX and R11 included.
+    pub(crate) fn changed_all(&mut self) {
+        self.all = true;
+    }
+
+    /// The CPU is another, at ring 3, in the state that was asked for.
+    pub(crate) fn reloaded(&mut self) {
+        self.place = Place::Ring3;
+        self.all = true;
+    }
+
+    /// An exception that is on its way will be raised again when the program comes back.
+    pub(crate) fn forget_exception(&mut self) {
+        self.must(AnyVcpu::forget_exception);
+    }
+
+    /// Does what cannot fail while the CPU lives.
+    pub(crate) fn must(&mut self, f: impl FnOnce(&mut AnyVcpu) -> Result<(), HostError>) {
+        if let Err(error) = f(self.cpu) {
+            self.broken_by(&error);
+        }
+    }
+
+    fn broken_by(&mut self, error: &HostError) -> ! {
+        text::report(format_args!("barchan: {error}\n"));
+        self.broken("the virtual CPU cannot go on", error.errno.0 as u64, 0)
+    }
+
+    /// The end: says what the CPU's state is, and aborts.
+    fn broken(&mut self, what: &str, code: u64, detail: u64) -> ! {
+        let cr2 = self.cpu.fault_address().unwrap_or(0);
+        let tid = sys::thread_id();
+        let r = *self.cpu.registers();
+        text::fatal(format_args!(
+            "barchan: thread {tid} cannot go on in guest mode: {what} ({code}, {detail:#x})\n  \
+             rip {:#018x} rsp {:#018x} rflags {:#x} cr2 {cr2:#x}\n  \
+             rax {:#018x} rbx {:#018x} rcx {:#018x} rdx {:#018x}\n  \
+             rsi {:#018x} rdi {:#018x} rbp {:#018x} r8  {:#018x}\n  \
+             r9  {:#018x} r10 {:#018x} r11 {:#018x} r12 {:#018x}\n  \
+             r13 {:#018x} r14 {:#018x} r15 {:#018x}\n",
+            r.rip,
+            r.rsp,
+            r.rflags,
+            r.rax,
+            r.rbx,
+            r.rcx,
+            r.rdx,
+            r.rsi,
+            r.rdi,
+            r.rbp,
+            r.r8,
+            r.r9,
+            r.r10,
+            r.r11,
+            r.r12,
+            r.r13,
+            r.r14,
+            r.r15,
+        ))
+    }
+}

@@ -1,0 +1,331 @@
+//! The guest's address space: this process' own, through page tables of the monitor's.
+//!
+//! The tables are a **cache of the kernel's mappings**: empty at first, filled by faults (a table of
+//! the lowest level at a time), and emptied where a system call takes rights away. The kernel checks
+//! every access again when it finds the page for the virtual machine, so an entry that outlived its
+//! mapping gives nobody a right: it costs an exit ([`Space::recover`]).
+//!
+//! Guest-virtual addresses are the process' addresses; guest-physical ones are given in windows of
+//! 1 GiB as they are needed, because 47 bits do not fit every processor's physical width.
+
+pub(crate) mod arena;
+pub(crate) mod cpu_tables;
+pub(crate) mod vmas;
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+
+use crate::host::{AnyVm, HostError, Vm as _, kvm};
+use crate::paging::{Flags, PAGE, Rights, TABLE_SPAN, TableMemory, Tables, USER_END};
+use crate::sys::lock::Lock;
+use crate::sys::{self, Errno, PAGE_SIZE};
+use vmas::{Vma, Vmas};
+
+/// Bytes of a window.
+const WINDOW: u64 = 1 << 30;
+/// The first window's guest-physical address: above what old devices have.
+const FIRST_WINDOW: u64 = 4;
+/// At entering and for new mappings so much of each mapping gets entries at once.
+const EAGER_BYTES: u64 = 16 << 20;
+/// After a page was missing where the tables had one, so many faults are looked at closely.
+const CAREFUL_FAULTS: u32 = 4096;
+
+/// What a page fault comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// There is an entry now: run on.
+    Mapped,
+    /// The program has protected the page itself.
+    Held,
+    /// The program has no such right: SIGSEGV, with this `si_code`.
+    Segv(i32),
+    /// There is a mapping and no page: SIGBUS.
+    Bus,
+}
+
+const SEGV_MAPERR: i32 = 1;
+const SEGV_ACCERR: i32 = 2;
+
+/// The machine of this process, and its tables. Guarded by [`SPACE`].
+pub(crate) struct Space {
+    pub(crate) vm: Option<AnyVm>,
+    tables: Option<Tables<ArenaTables>>,
+    vmas: Vmas,
+    windows: u64,
+    careful: u32,
+}
+
+/// The one of this process.
+pub(crate) static SPACE: Lock<Space> =
+    Lock::new(Space { vm: None, tables: None, vmas: Vmas::NONE, windows: 0, careful: 0 });
+
+/// The top table and the offset of table addresses, for who looks without the lock: tables are never
+/// unlinked.
+static ROOT: AtomicU64 = AtomicU64::new(0);
+static GPA_OFFSET: AtomicU64 = AtomicU64::new(0);
+
+/// The tables of this process to look at, and to change bits of entries in; `None` before there are any.
+pub(crate) fn view() -> Option<Tables<ArenaTables>> {
+    let root = ROOT.load(Ordering::Acquire);
+    let gpa_offset = GPA_OFFSET.load(Ordering::Relaxed);
+    // As many as there can be: this one makes none.
+    let memory = ArenaTables { used: arena::TABLES.len, committed: arena::TABLES.len, gpa_offset };
+    (root != 0).then(|| Tables::view(memory, root))
+}
+
+/// Tables from [`arena::TABLES`].
+#[derive(Debug)]
+pub(crate) struct ArenaTables {
+    used: usize,
+    committed: usize,
+    /// What to add to an address of the arena for its guest-physical one.
+    gpa_offset: u64,
+}
+
+// SAFETY: the part is used only for tables, given out once each, zero at first, and never unmapped.
+unsafe impl TableMemory for ArenaTables {
+    fn alloc(&mut self) -> Option<u64> {
+        const STEP: usize = 256 * 1024;
+        if self.used + PAGE_SIZE > self.committed {
+            if self.committed >= arena::TABLES.len {
+                return None;
+            }
+            let start = arena::TABLES.start() + self.committed;
+            sys::protect(start, STEP, libc::PROT_READ | libc::PROT_WRITE).ok()?;
+            self.committed += STEP;
+        }
+        let table = arena::TABLES.start() + self.used;
+        self.used += PAGE_SIZE;
+        Some((table as u64).wrapping_add(self.gpa_offset))
+    }
+
+    fn at(&self, gpa: u64) -> *const crate::paging::Table {
+        gpa.wrapping_sub(self.gpa_offset) as *const _
+    }
+}
+
+impl Space {
+    /// Makes a machine for this process: at entering, and again in each forked child.
+    pub(crate) fn build(&mut self) -> Result<(), HostError> {
+        self.vm = Some(AnyVm::Kvm(kvm::open()?));
+        self.vmas = Vmas::open()?;
+        self.windows = 0;
+        self.careful = 0;
+        let base = arena::base() as u64;
+        let gpa_offset = self.window(base)?.wrapping_sub(base);
+        let committed = self.tables.as_mut().map_or(0, |tables| tables.memory().committed);
+        self.tables = Tables::new(ArenaTables { used: 0, committed, gpa_offset });
+        let out = HostError { step: "making a page table", errno: Errno(libc::ENOMEM) };
+        let root = self.tables.as_ref().ok_or(out)?.root();
+        GPA_OFFSET.store(gpa_offset, Ordering::Relaxed);
+        ROOT.store(root, Ordering::Release);
+        cpu_tables::write_shared();
+        let supervisor = Flags::PRESENT | Flags::ACCESSED | Flags::DIRTY | Flags::WRITABLE;
+        let stubs = Rights { write: false, execute: true }.flags();
+        let shared = arena::SHARED.start() as u64;
+        self.fill(shared..shared + PAGE, supervisor)?;
+        self.fill(shared + PAGE..shared + 2 * PAGE, stubs)?;
+        Ok(())
+    }
+
+    /// In a forked child: lets go of the parent's machine.
+    pub(crate) fn abandon(&mut self) {
+        if let Some(vm) = &mut self.vm {
+            vm.abandon();
+        }
+        self.vmas.abandon();
+    }
+
+    /// Whether the monitor needs this descriptor.
+    pub(crate) fn owns(&self, fd: i32) -> bool {
+        self.vmas.owns(fd) || self.vm.as_ref().is_some_and(|vm| vm.owns(fd))
+    }
+
+    /// What CR3 holds.
+    pub(crate) fn root(&self) -> u64 {
+        self.tables.as_ref().map_or(0, Tables::root)
+    }
+
+    /// Writes and maps the descriptors of CPU `cpu`.
+    pub(crate) fn prepare_cpu(&mut self, cpu: usize) -> Result<(), HostError> {
+        cpu_tables::write_cpu(cpu);
+        let supervisor = Flags::PRESENT | Flags::ACCESSED | Flags::DIRTY | Flags::WRITABLE;
+        let user = Rights { write: true, execute: false }.flags();
+        let area = cpu_tables::gdt(cpu) as u64;
+        self.fill(area..area + PAGE, supervisor)?;
+        self.fill(area + PAGE..area + arena::CPU_LEN as u64, user)
+    }
+
+    /// The guest-physical address of `hva`, whose window is made if it is the first use.
+    fn window(&mut self, hva: u64) -> Result<u64, HostError> {
+        // SAFETY: the part is mapped, and as long as the number of windows in 47 bits times two.
+        let slot =
+            unsafe { &*(arena::WINDOWS.start() as *const AtomicU16).add((hva / WINDOW) as usize) };
+        let mut number = u64::from(slot.load(Ordering::Relaxed));
+        if number == 0 {
+            number = self.windows + 1;
+            let gpa = (FIRST_WINDOW + self.windows) * WINDOW;
+            let no_vm = HostError { step: "mapping a window", errno: Errno(libc::ENODEV) };
+            let vm = self.vm.as_mut().ok_or(no_vm)?;
+            let start = hva & !(WINDOW - 1);
+            // The last page of user space cannot be mapped (TASK_SIZE_MAX), nor be in a window.
+            let len = WINDOW.min(USER_END - PAGE - start);
+            vm.map_window(gpa, start as usize, len as usize)?;
+            self.windows += 1;
+            slot.store(number as u16, Ordering::Relaxed);
+        }
+        Ok((FIRST_WINDOW + number - 1) * WINDOW + hva % WINDOW)
+    }
+
+    /// Gives the pages of `range` entries with `flags`.
+    fn fill(&mut self, range: Range<u64>, flags: Flags) -> Result<(), HostError> {
+        let out = HostError { step: "making a page table", errno: Errno(libc::ENOMEM) };
+        let mut start = range.start & !(PAGE - 1);
+        while start < range.end {
+            let end = ((start & !(TABLE_SPAN - 1)) + TABLE_SPAN).min(range.end);
+            let gpa = self.window(start)?;
+            let tables = self.tables.as_mut().ok_or(out)?;
+            tables.fill(start..end, gpa, flags).ok_or(out)?;
+            start = end;
+        }
+        Ok(())
+    }
+
+    /// Gives everything that is mapped entries, big mappings in part: so that a program starts
+    /// without a fault for each library.
+    pub(crate) fn fill_eagerly(&mut self) -> Result<(), HostError> {
+        let mut address = 0;
+        while let Some(vma) = self.vmas.from(address) {
+            address = vma.end;
+            if vma.end > USER_END || arena::contains(vma.start as usize) || !vma.readable() {
+                continue;
+            }
+            self.fill(vma.start..vma.end.min(vma.start + EAGER_BYTES), rights(vma).flags())?;
+        }
+        Ok(())
+    }
+
+    /// A new mapping of the program's, with these rights: entries for its beginning.
+    pub(crate) fn mapped(&mut self, start: u64, len: u64, prot: i32) -> Result<(), HostError> {
+        self.vmas.forget();
+        if prot & libc::PROT_READ == 0 || self.careful > 0 {
+            return Ok(());
+        }
+        let rights =
+            Rights { write: prot & libc::PROT_WRITE != 0, execute: prot & libc::PROT_EXEC != 0 };
+        self.fill(start..start + len.min(EAGER_BYTES / 8), rights.flags())
+    }
+
+    /// Gives everything in `range` that is mapped entries, whole mappings whatever their size.
+    pub(crate) fn populate(&mut self, range: Range<u64>) -> Result<(), HostError> {
+        let mut address = range.start;
+        while let Some(vma) = self.vmas.from(address) {
+            if vma.start >= range.end.min(USER_END) {
+                break;
+            }
+            address = vma.end;
+            if vma.readable() && !arena::contains(vma.start as usize) {
+                let part = vma.start.max(range.start)..vma.end.min(range.end);
+                self.fill(part, rights(vma).flags())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The program is about to lose rights to `range`, or its pages: their entries go.
+    pub(crate) fn zap(&mut self, range: Range<u64>) {
+        self.vmas.forget();
+        let (arena, end) = (arena::range(), range.end.min(USER_END));
+        if let Some(tables) = &self.tables {
+            // Never the monitor's own.
+            let (low, high) = (arena.start as u64, arena.end as u64);
+            if range.start < low {
+                tables.zap(range.start..end.min(low));
+            }
+            if end > high {
+                tables.zap(range.start.max(high)..end);
+            }
+        }
+    }
+
+    /// A page fault at `address`.
+    pub(crate) fn fault(
+        &mut self,
+        address: u64,
+        write: bool,
+        execute: bool,
+    ) -> Result<Fault, HostError> {
+        if address >= USER_END {
+            return Ok(Fault::Segv(SEGV_MAPERR));
+        }
+        // What the CPU itself uses keeps the entries that it has. Tables and records of threads are read
+        // by code in guest mode (`inside`), as any memory.
+        let fixed = [arena::SHARED, arena::CPUS];
+        if fixed.iter().any(|part| part.contains(address as usize)) {
+            return Ok(Fault::Segv(SEGV_ACCERR));
+        }
+        let mut found = self.vmas.at(address);
+        if found.is_none() && sys::readable(address as usize) {
+            // A stack has grown.
+            found = self.vmas.at(address);
+        }
+        let Some(vma) = found else { return Ok(Fault::Segv(SEGV_MAPERR)) };
+        let allowed = if execute {
+            vma.executable()
+        } else if write {
+            vma.writable()
+        } else {
+            vma.readable()
+        };
+        if !allowed {
+            return Ok(Fault::Segv(SEGV_ACCERR));
+        }
+        if write && crate::faults::is_held(address) {
+            return Ok(Fault::Held);
+        }
+        let page = address & !(PAGE - 1);
+        let mut range = page..page + PAGE;
+        if self.careful > 0 {
+            self.careful -= 1;
+            if !there(page as usize, write && vma.may_end()) {
+                return Ok(if vma.may_end() { Fault::Bus } else { Fault::Segv(SEGV_MAPERR) });
+            }
+        } else {
+            let table = address & !(TABLE_SPAN - 1);
+            range = vma.start.max(table)..vma.end.min(table + TABLE_SPAN);
+        }
+        self.fill(range, rights(vma).flags())?;
+        Ok(Fault::Mapped)
+    }
+
+    /// The host has no page where the tables say there is one, and has not said where: all entries
+    /// go, so that the instruction faults in the guest, which tells the address.
+    pub(crate) fn recover(&mut self) {
+        self.careful = CAREFUL_FAULTS;
+        self.zap(0..USER_END);
+    }
+}
+
+fn rights(vma: Vma) -> Rights {
+    Rights { write: vma.writable(), execute: vma.executable() }
+}
+
+/// Whether there is a page, as the kernel sees it.
+fn there(page: usize, write: bool) -> bool {
+    if write {
+        const MADV_POPULATE_WRITE: i32 = 23;
+        // SAFETY: as the program is about to do: the page is made, and its content left alone.
+        match unsafe { sys::advise(page, PAGE_SIZE, MADV_POPULATE_WRITE) } {
+            // Linux before 5.14 does not know it.
+            Err(Errno(libc::EINVAL)) => {}
+            result => return result.is_ok(),
+        }
+    }
+    sys::readable(page)
+}
+
+/// Makes the arena and the machine.
+pub(crate) fn build() -> Result<(), HostError> {
+    arena::reserve()?;
+    SPACE.lock().build()
+}

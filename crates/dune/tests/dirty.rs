@@ -1,0 +1,279 @@
+//! Dirty bits of the guest's tables: what was written is reported, by whomever.
+
+mod support;
+
+use std::collections::HashSet;
+use std::ptr::null_mut;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use dune::PAGE_SIZE as PAGE;
+use dune::inside::{Inside, RangeError};
+use support::passes;
+
+/// New private memory.
+fn map(pages: usize) -> *mut u8 {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let rights = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let start = unsafe { libc::mmap(null_mut(), pages * PAGE, rights, flags, -1, 0) };
+    assert_ne!(start, libc::MAP_FAILED);
+    start.cast()
+}
+
+fn range(start: *mut u8, pages: usize) -> std::ops::Range<usize> {
+    start as usize..start as usize + pages * PAGE
+}
+
+/// The pages that are dirty, which are clean afterwards.
+fn collect(inside: Inside, start: *mut u8, pages: usize) -> HashSet<usize> {
+    let mut bits = vec![0u64; pages.div_ceil(64)];
+    inside.collect(range(start, pages), &mut bits).expect("a range").flush_everywhere();
+    (0..pages).filter(|page| bits[page / 64] >> (page % 64) & 1 != 0).collect()
+}
+
+#[test]
+fn outside_there_is_no_proof() {
+    assert!(Inside::current().is_none());
+}
+
+#[test]
+fn written_pages_are_dirty_once_and_no_others() {
+    passes(|| {
+        let inside = Inside::current().expect("inside");
+        let start = map(1500);
+        inside.populate(range(start, 1500)).expect("memory");
+        assert_eq!(collect(inside, start, 1500).len(), 1500, "what is new is dirty");
+        assert_eq!(collect(inside, start, 1500), HashSet::new());
+        for round in 0..5 {
+            let written: HashSet<_> = (0..40).map(|n| (n * 37 + round * 11) % 1500).collect();
+            for page in &written {
+                // SAFETY: in the mapping.
+                unsafe { start.add(page * PAGE + round).write_volatile(1) };
+            }
+            for page in 0..1500 {
+                // SAFETY: in the mapping.
+                unsafe { start.add(page * PAGE).read_volatile() };
+            }
+            let mut bits = vec![0u64; 24];
+            inside.peek(range(start, 1500), &mut bits).expect("a range");
+            assert_eq!(bits.iter().map(|word| word.count_ones()).sum::<u32>(), 40);
+            assert_eq!(collect(inside, start, 1500), written, "round {round}");
+        }
+    });
+}
+
+#[test]
+fn pages_without_an_entry_are_dirty() {
+    passes(|| {
+        let inside = Inside::current().expect("inside");
+        let start = map(64);
+        collect(inside, start, 64);
+        // SAFETY: the mapping goes, and comes again at the same place.
+        unsafe {
+            let (fixed, rights) = (libc::MAP_FIXED, libc::PROT_READ | libc::PROT_WRITE);
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed;
+            let again = libc::mmap(start.cast(), 32 * PAGE, rights, flags, -1, 0);
+            assert_eq!(again, start.cast());
+        }
+        let dirty = collect(inside, start, 64);
+        assert!((0..32).all(|page| dirty.contains(&page)), "{dirty:?}");
+    });
+}
+
+#[test]
+fn what_the_kernel_writes_for_the_program_is_dirty() {
+    passes(|| {
+        let inside = Inside::current().expect("inside");
+        let start = map(64);
+        inside.populate(range(start, 64)).expect("memory");
+        collect(inside, start, 64);
+        let page = |n: usize| start.wrapping_add(n * PAGE);
+        let one = |n: usize| HashSet::from([n]);
+        // SAFETY: buffers in the mapping.
+        unsafe {
+            let mut pipe = [0; 2];
+            assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
+            libc::write(pipe[1], b"abcdefgh".as_ptr().cast(), 8);
+            assert_eq!(libc::read(pipe[0], page(3).cast(), 4), 4);
+            assert_eq!(collect(inside, start, 64), one(3));
+            let vector = libc::iovec { iov_base: page(9).cast(), iov_len: 4 };
+            assert_eq!(libc::readv(pipe[0], &raw const vector, 1), 4);
+            assert_eq!(collect(inside, start, 64), one(9));
+            assert_eq!(libc::fstat(0, page(20).cast()), 0);
+            assert_eq!(collect(inside, start, 64), one(20));
+            let clock = libc::CLOCK_REALTIME;
+            assert_eq!(libc::syscall(libc::SYS_clock_gettime, clock, page(21)), 0);
+            assert_eq!(collect(inside, start, 64), one(21));
+            assert!(libc::syscall(libc::SYS_getcwd, page(40), PAGE) > 0);
+            assert!(collect(inside, start, 64).contains(&40));
+            assert!(libc::syscall(libc::SYS_getppid) > 0);
+            assert_eq!(collect(inside, start, 64), HashSet::new());
+        }
+    });
+}
+
+#[test]
+fn a_read_that_waits_counts_as_writing_while_it_does() {
+    passes(|| {
+        let inside = Inside::current().expect("inside");
+        let start = map(16);
+        inside.populate(range(start, 16)).expect("memory");
+        collect(inside, start, 16);
+        let mut pipe = [0; 2];
+        // SAFETY: two descriptors.
+        assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+        let buffer = start as usize + 7 * PAGE;
+        let reader = std::thread::spawn(move || {
+            // SAFETY: a buffer in the mapping.
+            unsafe { libc::read(pipe[0], buffer as *mut _, 1) }
+        });
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        for _ in 0..3 {
+            assert!(collect(inside, start, 16).contains(&7), "it may come at any time");
+        }
+        // SAFETY: a byte of ours.
+        unsafe { libc::write(pipe[1], b"x".as_ptr().cast(), 1) };
+        assert_eq!(reader.join().expect("it ends"), 1);
+        assert!(collect(inside, start, 16).contains(&7));
+        assert!(!collect(inside, start, 16).contains(&7));
+    });
+}
+
+#[test]
+fn a_signal_frame_is_written_memory() {
+    extern "C" fn nothing(_: i32) {}
+    passes(|| {
+        let inside = Inside::current().expect("inside");
+        let start = map(64);
+        inside.populate(range(start, 64)).expect("memory");
+        let stack = libc::stack_t { ss_sp: start.cast(), ss_flags: 0, ss_size: 64 * PAGE };
+        // SAFETY: the mapping serves as the alternate stack.
+        unsafe {
+            libc::sigaltstack(&raw const stack, null_mut());
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = nothing as extern "C" fn(i32) as usize;
+            action.sa_flags = libc::SA_ONSTACK;
+            libc::sigaction(libc::SIGUSR1, &raw const action, null_mut());
+            collect(inside, start, 64);
+            libc::raise(libc::SIGUSR1);
+        }
+        assert!(collect(inside, start, 64).contains(&63));
+    });
+}
+
+#[test]
+fn arguments_are_checked() {
+    passes(|| {
+        let inside = Inside::current().expect("inside");
+        let mut bits = [0u64; 1];
+        let start = map(65) as usize;
+        let odd = inside.collect(start + 1..start + PAGE, &mut bits);
+        assert_eq!(odd.err(), Some(RangeError::Range));
+        let long = inside.collect(start..start + 65 * PAGE, &mut bits);
+        assert_eq!(long.err(), Some(RangeError::Bitmap));
+        assert_eq!(inside.populate(1..2), Err(RangeError::Range));
+    });
+}
+
+/// Threads write stamps into pages all the while; a page that holds a newer stamp than when it was last
+/// found must be found again. Stamps are read after the collection's flush, so a stamp that is seen
+/// was written before the next collection begins.
+#[test]
+fn no_write_is_missed_by_threads_and_system_calls() {
+    passes(|| {
+        let (missed, rounds, writes) = oracle(4, collect);
+        assert_eq!(missed, 0, "{rounds} rounds, {writes} writes");
+        assert!(writes > 100, "{writes} writes");
+    });
+}
+
+/// The oracle is not blind: a collection that loses one page is found out.
+#[test]
+fn a_collection_that_loses_a_page_is_found_out() {
+    passes(|| {
+        let (missed, ..) = oracle(2, |inside, start, pages| {
+            let mut dirty = collect(inside, start, pages);
+            dirty.remove(&0);
+            dirty
+        });
+        assert_ne!(missed, 0);
+    });
+}
+
+/// Runs for so many seconds; how many writes were missed, how many collections and writes there were.
+fn oracle(
+    seconds: u64,
+    collect: impl Fn(Inside, *mut u8, usize) -> HashSet<usize>,
+) -> (u64, u32, u64) {
+    const PAGES: usize = 700;
+    let inside = Inside::current().expect("inside");
+    let start = map(PAGES) as usize;
+    inside.populate(start..start + PAGES * PAGE).expect("memory");
+    let stop = Arc::new(AtomicBool::new(false));
+    let count = Arc::new(AtomicU64::new(0));
+    let writers: Vec<_> = (0..3usize)
+        .map(|writer| {
+            let (stop, count) = (Arc::clone(&stop), Arc::clone(&count));
+            std::thread::spawn(move || {
+                let mut random = writer as u64 + 1;
+                let mut pipe = [0; 2];
+                // SAFETY: two descriptors.
+                assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+                let mut stamp = 1u64;
+                while !stop.load(Ordering::Relaxed) {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    // Each writer has pages of its own, so stamps only grow.
+                    let page = (random >> 33) as usize % (PAGES / 3) * 3 + writer;
+                    let place = start + page * PAGE + 8;
+                    stamp += 1;
+                    if writer == 2 {
+                        // By the kernel.
+                        // SAFETY: eight bytes through the pipe, into the mapping.
+                        unsafe {
+                            libc::write(pipe[1], (&raw const stamp).cast(), 8);
+                            assert_eq!(libc::read(pipe[0], place as *mut _, 8), 8);
+                        }
+                    } else {
+                        // SAFETY: an aligned word of the mapping, written by this thread only.
+                        unsafe { AtomicU64::from_ptr(place as *mut u64) }
+                            .store(stamp, Ordering::Relaxed);
+                    }
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let mut seen = vec![u64::MAX; PAGES];
+    let mut missed = 0;
+    let begin = std::time::Instant::now();
+    let mut rounds = 0u32;
+    while begin.elapsed() < std::time::Duration::from_secs(seconds) || rounds < 20 {
+        // Stamps first: whatever is newer than at the last look was written before this collection.
+        let now: Vec<u64> = (0..PAGES)
+            .map(|page| {
+                let place = start + page * PAGE + 8;
+                // SAFETY: an aligned word of the mapping.
+                unsafe { AtomicU64::from_ptr(place as *mut u64) }.load(Ordering::Acquire)
+            })
+            .collect();
+        let dirty = collect(inside, start as *mut u8, PAGES);
+        for page in 0..PAGES {
+            if now[page] != seen[page] && !dirty.contains(&page) {
+                missed += 1;
+            }
+            // Not known again until it is found clean and unchanged.
+            seen[page] = if dirty.contains(&page) { u64::MAX } else { now[page] };
+        }
+        // What was found dirty is looked at now: a newer stamp later must be found later.
+        for page in dirty {
+            let place = start + page * PAGE + 8;
+            // SAFETY: an aligned word of the mapping.
+            seen[page] = unsafe { AtomicU64::from_ptr(place as *mut u64) }.load(Ordering::Acquire);
+        }
+        rounds += 1;
+    }
+    stop.store(true, Ordering::Relaxed);
+    writers.into_iter().for_each(|writer| writer.join().expect("it ends"));
+    (missed, rounds, count.load(Ordering::Relaxed))
+}

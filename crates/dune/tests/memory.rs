@@ -1,0 +1,201 @@
+//! Mappings come, change and go; the guest sees each as the kernel does.
+
+mod support;
+
+use std::ffi::c_void;
+use std::ptr::null_mut;
+
+use dune::PAGE_SIZE as PAGE;
+use support::{End, passes, run};
+
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+
+/// New private memory.
+fn map(len: usize) -> *mut u8 {
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let start = unsafe { libc::mmap(null_mut(), len, READ_WRITE, ANONYMOUS, -1, 0) };
+    assert_ne!(start, libc::MAP_FAILED);
+    start.cast()
+}
+
+#[test]
+fn memory_that_was_unmapped_and_mapped_again_is_zero() {
+    passes(|| {
+        for round in 0..50usize {
+            let len = (1 + round % 7) * 512 * 1024;
+            let start = map(len);
+            for page in (0..len).step_by(PAGE) {
+                // SAFETY: in the mapping.
+                unsafe {
+                    assert_eq!(start.add(page).read_volatile(), 0, "round {round}, page {page:#x}");
+                    start.add(page).write_volatile(1);
+                }
+            }
+            // SAFETY: nobody uses it any more.
+            assert_eq!(unsafe { libc::munmap(start.cast(), len) }, 0);
+        }
+    });
+}
+
+#[test]
+fn unmapped_memory_faults() {
+    let ended = run(|| {
+        let start = map(4 * PAGE);
+        // SAFETY: the last read faults, as it shall.
+        unsafe {
+            start.write_volatile(1);
+            libc::munmap(start.cast(), 4 * PAGE);
+            start.read_volatile();
+        }
+    });
+    if let Some((end, text)) = ended {
+        assert_eq!(end, End::Signal(libc::SIGSEGV), "{text}");
+    }
+}
+
+#[test]
+fn a_mapping_in_place_of_another_has_its_content_and_rights() {
+    passes(|| {
+        let start = map(16 * PAGE);
+        // SAFETY: within the mapping; what was written before is replaced.
+        unsafe {
+            for page in 0..16 {
+                start.add(page * PAGE).write_volatile(7);
+            }
+            let flags = ANONYMOUS | libc::MAP_FIXED;
+            let middle: *mut c_void = start.add(4 * PAGE).cast();
+            assert_eq!(libc::mmap(middle, 4 * PAGE, READ_WRITE, flags, -1, 0), middle);
+            for page in 0..16 {
+                let expected = if (4..8).contains(&page) { 0 } else { 7 };
+                assert_eq!(start.add(page * PAGE).read_volatile(), expected, "page {page}");
+            }
+        }
+    });
+}
+
+#[test]
+fn moved_memory_keeps_its_content() {
+    passes(|| {
+        let (mut start, mut len) = (map(PAGE), PAGE);
+        // SAFETY: always within the mapping as it is now.
+        unsafe {
+            start.write_volatile(42);
+            for _ in 0..12 {
+                let moved = libc::mremap(start.cast(), len, 2 * len, libc::MREMAP_MAYMOVE);
+                assert_ne!(moved, libc::MAP_FAILED);
+                (start, len) = (moved.cast(), 2 * len);
+                assert_eq!(start.read_volatile(), 42);
+                start.add(len - 1).write_volatile(1);
+            }
+            let moved = libc::mremap(start.cast(), len, PAGE, 0);
+            assert_eq!(moved, start.cast());
+            assert_eq!(start.read_volatile(), 42);
+        }
+    });
+}
+
+#[test]
+fn the_break_moves_both_ways() {
+    passes(|| {
+        // SAFETY: the new memory is ours, and given back; nothing allocates between.
+        unsafe {
+            let before = libc::sbrk(0);
+            let start = libc::sbrk(64 * PAGE as isize).cast::<u8>();
+            assert_eq!(start, before.cast());
+            start.add(63 * PAGE).write_volatile(9);
+            assert_eq!(libc::sbrk(-64 * PAGE as isize), start.add(64 * PAGE).cast());
+            assert_eq!(libc::sbrk(64 * PAGE as isize), start.cast());
+            assert_eq!(start.add(63 * PAGE).read_volatile(), 0);
+            libc::sbrk(-64 * PAGE as isize);
+        }
+    });
+}
+
+#[test]
+fn shared_memory_is_shared_with_a_child() {
+    passes(|| {
+        // SAFETY: a new mapping; the child writes to it and leaves.
+        unsafe {
+            let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+            let start = libc::mmap(null_mut(), PAGE, READ_WRITE, flags, -1, 0).cast::<u8>();
+            let pid = libc::fork();
+            if pid == 0 {
+                start.write_volatile(77);
+                libc::_exit(0);
+            }
+            let mut status = 0;
+            assert_eq!(libc::waitpid(pid, &raw mut status, 0), pid);
+            assert_eq!((status, start.read_volatile()), (0, 77));
+        }
+    });
+}
+
+#[test]
+fn discarded_memory_is_zero() {
+    passes(|| {
+        let start = map(64 * PAGE);
+        // SAFETY: within the mapping.
+        unsafe {
+            for page in 0..64 {
+                start.add(page * PAGE).write_volatile(3);
+            }
+            assert_eq!(libc::madvise(start.cast(), 32 * PAGE, libc::MADV_DONTNEED), 0);
+            for page in 0..64 {
+                let expected = if page < 32 { 0 } else { 3 };
+                assert_eq!(start.add(page * PAGE).read_volatile(), expected, "page {page}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_file_mapping_shows_the_file() {
+    passes(|| {
+        // SAFETY: a file of our own, mapped and read within its length.
+        unsafe {
+            let fd = libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC);
+            let text = b"a page of a file";
+            assert_eq!(libc::write(fd, text.as_ptr().cast(), text.len()), text.len() as isize);
+            let private = libc::mmap(null_mut(), PAGE, READ_WRITE, libc::MAP_PRIVATE, fd, 0);
+            let shared = libc::mmap(null_mut(), PAGE, READ_WRITE, libc::MAP_SHARED, fd, 0);
+            let read = |p: *mut c_void, n| p.cast::<u8>().add(n).read_volatile();
+            assert_eq!((read(private, 0), read(shared, 2)), (b'a', b'p'));
+            shared.cast::<u8>().write_volatile(b'A');
+            let mut byte = 0u8;
+            assert_eq!(libc::pread(fd, (&raw mut byte).cast(), 1, 0), 1);
+            assert_eq!((byte, read(private, 0)), (b'A', b'A'));
+            private.cast::<u8>().write_volatile(b'x');
+            assert_eq!((read(shared, 0), read(private, 0)), (b'A', b'x'));
+        }
+    });
+}
+
+#[test]
+fn threads_may_map_and_unmap_while_others_fault() {
+    passes(|| {
+        std::thread::scope(|scope| {
+            for thread in 0..4usize {
+                scope.spawn(move || {
+                    for round in 0..60 {
+                        let len = (1 + (thread + round) % 5) * 300 * 1024;
+                        let start = map(len);
+                        for page in (0..len).step_by(PAGE) {
+                            // SAFETY: in the mapping.
+                            unsafe {
+                                assert_eq!(start.add(page).read_volatile(), 0);
+                                start.add(page).write_volatile(thread as u8 + 1);
+                            }
+                        }
+                        // SAFETY: in the mapping, which then goes.
+                        unsafe {
+                            let last = start.add((len - 1) / PAGE * PAGE);
+                            assert_eq!(last.read_volatile(), thread as u8 + 1);
+                            libc::munmap(start.cast(), len);
+                        }
+                    }
+                });
+            }
+        });
+    });
+}

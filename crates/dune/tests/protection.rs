@@ -1,0 +1,224 @@
+//! Pages that the program protects in its own tables, and its handler at ring 3.
+
+mod support;
+
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use dune::PAGE_SIZE as PAGE;
+use dune::faults::FaultFrame;
+use dune::inside::Inside;
+use support::{End, passes, run};
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+static LAST: AtomicUsize = AtomicUsize::new(0);
+
+/// New private memory with entries.
+fn map(inside: Inside, pages: usize) -> usize {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let rights = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let start = unsafe { libc::mmap(null_mut(), pages * PAGE, rights, flags, -1, 0) };
+    assert_ne!(start, libc::MAP_FAILED);
+    let start = start as usize;
+    inside.populate(start..start + pages * PAGE).expect("memory");
+    start
+}
+
+fn inside() -> Inside {
+    Inside::current().expect("inside")
+}
+
+/// Unprotects the page, and notes it. It has no proof at hand, and needs none: it runs inside.
+fn unprotect(address: usize, _: &mut FaultFrame) -> bool {
+    COUNT.fetch_add(1, Ordering::Relaxed);
+    LAST.store(address, Ordering::Relaxed);
+    let page = address & !(PAGE - 1);
+    INSIDE.with(|inside| inside.unprotect(page..page + PAGE).is_ok())
+}
+
+std::thread_local!(static INSIDE: Inside = inside());
+
+fn write(address: usize) {
+    // SAFETY: mapped memory of the test's.
+    unsafe { (address as *mut u8).write_volatile(1) };
+}
+
+/// Sets the handler up, with the proof made beforehand.
+fn handle() -> Inside {
+    let inside = INSIDE.with(|inside| *inside);
+    // SAFETY: the handler only touches atomics and entries.
+    unsafe { inside.handle_faults(unprotect) };
+    inside
+}
+
+#[test]
+fn a_write_to_a_protected_page_calls_the_handler_once() {
+    passes(|| {
+        let inside = handle();
+        let start = map(inside, 100);
+        inside.protect(start..start + 100 * PAGE).expect("a range").flush_everywhere();
+        for page in 0..100 {
+            // SAFETY: in the mapping: reading is allowed.
+            unsafe { ((start + page * PAGE) as *const u8).read_volatile() };
+        }
+        assert_eq!(COUNT.load(Ordering::Relaxed), 0);
+        let before = dune::stats::Snapshot::current().faults;
+        for page in 0..100 {
+            write(start + page * PAGE + page);
+            assert_eq!(LAST.load(Ordering::Relaxed), start + page * PAGE + page);
+            write(start + page * PAGE + 99);
+        }
+        assert_eq!(COUNT.load(Ordering::Relaxed), 100);
+        let exits = dune::stats::Snapshot::current().faults - before;
+        assert!(exits < 10, "{exits} faults went to the monitor");
+    });
+}
+
+#[test]
+fn registers_and_vectors_survive_the_handler() {
+    passes(|| {
+        let inside = handle();
+        let start = map(inside, 1);
+        inside.protect(start..start + PAGE).expect("a range").flush_everywhere();
+        let (a, b, flags): (u64, u64, u64);
+        // SAFETY: a store into the mapping.
+        unsafe {
+            std::arch::asm!(
+                "mov r12, 0x1234567812345678", "movq xmm9, r12", "mov r11, r12", "stc",
+                "mov qword ptr [{p}], r12",
+                "pushfq", "pop {f}", "movq {b}, xmm9", "mov {a}, r11",
+                p = in(reg) start, a = lateout(reg) a, b = lateout(reg) b, f = lateout(reg) flags,
+                out("r11") _, out("r12") _, out("xmm9") _,
+            );
+        }
+        assert_eq!((a, b, flags & 1), (0x1234_5678_1234_5678, 0x1234_5678_1234_5678, 1));
+        assert_eq!(COUNT.load(Ordering::Relaxed), 1);
+    });
+}
+
+#[test]
+fn all_kinds_of_stores_find_their_page() {
+    passes(|| {
+        let inside = handle();
+        let start = map(inside, 4);
+        let again = || {
+            COUNT.store(0, Ordering::Relaxed);
+            inside.protect(start..start + 4 * PAGE).expect("a range").flush_everywhere();
+        };
+        let source = [7u8; 64];
+        // SAFETY: stores into the mapping.
+        unsafe {
+            again();
+            std::arch::asm!("rep movsb", inout("rdi") start => _, inout("rsi") source.as_ptr() => _,
+                inout("rcx") 64usize => _);
+            assert_eq!(COUNT.load(Ordering::Relaxed), 1);
+            again();
+            std::arch::asm!("lock xadd dword ptr [{p} + {i} * 4 + 8], {v:e}", p = in(reg) start,
+                i = in(reg) 3usize, v = inout(reg) 1 => _);
+            assert_eq!(LAST.load(Ordering::Relaxed), start + 20);
+            again();
+            std::arch::asm!("movups [{p}], xmm0", p = in(reg) start + PAGE + 16, out("xmm0") _);
+            assert_eq!(LAST.load(Ordering::Relaxed), start + PAGE + 16);
+            // Across two pages: two faults.
+            again();
+            std::arch::asm!("mov qword ptr [{p}], rax", p = in(reg) start + 3 * PAGE - 4);
+            assert_eq!(COUNT.load(Ordering::Relaxed), 2);
+            // Implicit: the stack itself, which only the monitor can tell.
+            again();
+            std::arch::asm!("mov {s}, rsp", "mov rsp, {p}", "push rax", "mov rsp, {s}",
+                s = out(reg) _, p = in(reg) start + PAGE);
+            assert_eq!(
+                (COUNT.load(Ordering::Relaxed), LAST.load(Ordering::Relaxed)),
+                (1, start + PAGE - 8)
+            );
+        }
+    });
+}
+
+#[test]
+fn without_a_handler_it_is_a_segmentation_fault() {
+    let ended = run(|| {
+        // SAFETY: libtest's and the standard library's handler goes.
+        unsafe { libc::signal(libc::SIGSEGV, libc::SIG_DFL) };
+        let inside = inside();
+        let start = map(inside, 1);
+        inside.protect(start..start + PAGE).expect("a range").flush_everywhere();
+        write(start);
+    });
+    if let Some((end, text)) = ended {
+        assert_eq!((end, text.as_str()), (End::Signal(libc::SIGSEGV), ""));
+    }
+}
+
+#[test]
+fn faults_of_others_are_segmentation_faults_as_before() {
+    fn refuse(_: usize, _: &mut FaultFrame) -> bool {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+        false
+    }
+    let ended = run(|| {
+        // SAFETY: as above; the handler only counts.
+        unsafe {
+            libc::signal(libc::SIGSEGV, libc::SIG_DFL);
+            inside().handle_faults(refuse);
+        }
+        write(8);
+    });
+    if let Some((end, text)) = ended {
+        assert_eq!((end, text.as_str()), (End::Signal(libc::SIGSEGV), ""));
+    }
+}
+
+#[test]
+fn the_kernel_may_write_to_a_protected_page() {
+    passes(|| {
+        let inside = handle();
+        let start = map(inside, 1);
+        inside.protect(start..start + PAGE).expect("a range").flush_everywhere();
+        let mut pipe = [0; 2];
+        // SAFETY: two descriptors, and a buffer in the mapping.
+        unsafe {
+            assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
+            libc::write(pipe[1], b"x".as_ptr().cast(), 1);
+            assert_eq!(libc::read(pipe[0], start as *mut _, 1), 1);
+            assert_eq!((start as *const u8).read_volatile(), b'x');
+        }
+        assert_eq!(COUNT.load(Ordering::Relaxed), 0);
+    });
+}
+
+#[test]
+fn threads_fault_side_by_side_under_signals() {
+    extern "C" fn tick(_: i32) {}
+    passes(|| {
+        let inside = handle();
+        // SAFETY: a handler that does nothing, and a timer.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = tick as extern "C" fn(i32) as usize;
+            action.sa_flags = libc::SA_RESTART;
+            libc::sigaction(libc::SIGALRM, &raw const action, null_mut());
+            let every = libc::timeval { tv_sec: 0, tv_usec: 1500 };
+            let timer = libc::itimerval { it_interval: every, it_value: every };
+            libc::setitimer(libc::ITIMER_REAL, &raw const timer, null_mut());
+        }
+        let start = map(inside, 4 * 64);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                scope.spawn(move || {
+                    let inside = INSIDE.with(|inside| *inside);
+                    let mine = start + thread * 64 * PAGE;
+                    for round in 0..8 {
+                        let range = mine..mine + 64 * PAGE;
+                        inside.protect(range).expect("a range").flush_everywhere();
+                        for page in 0..64 {
+                            write(mine + page * PAGE + round);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(COUNT.load(Ordering::Relaxed), 4 * 8 * 64);
+    });
+}
