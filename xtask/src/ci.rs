@@ -9,9 +9,13 @@ use std::time::{Duration, Instant};
 
 use barchan_boehm::{Flavour, Layout};
 
+use crate::guest::{self, Series};
 use crate::step::{End, interrupt_flag};
 use crate::tally::Tally;
 use crate::{cargo, setup, step};
+
+/// The step that needs this machine's own /dev/kvm.
+const NATIVE: &str = "native";
 
 /// Minutes after which a run is ended, whatever it is at.
 const TOTAL_MINUTES: u64 = 39;
@@ -19,8 +23,8 @@ const TOTAL_MINUTES: u64 = 39;
 /// `cargo xtask ci`
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Counted are the tests of libtest (unit, integration and documentation tests of every crate)
-and the checks of workloads/test.sh; a step that fails without a count counts as one failed.
+Counted are the tests of libtest (unit, integration and documentation tests of every crate),
+the checks of workloads/test.sh and those of `cargo xtask guest-test --suite` on every host; a step that fails without a count counts as one failed.
 The step list names what was skipped, and why. The exit code is 1 if anything failed.")]
 pub(crate) struct Args {
     /// Do not look for missing packages
@@ -59,7 +63,12 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
         interrupted: interrupt_flag()?,
         outcomes: Vec::new(),
     };
-    for (name, minutes, command) in steps()? {
+    let mut steps = steps()?;
+    if let Some(why) = guest::native_unusable() {
+        steps.retain(|(name, ..)| *name != NATIVE);
+        run.skip(NATIVE, &why);
+    }
+    for (name, minutes, command) in steps {
         if !run.step(name, minutes, command)? {
             break;
         }
@@ -81,17 +90,38 @@ fn steps() -> anyhow::Result<Vec<(&'static str, u64, Command)>> {
     // In emulation: the module is tested on every machine, and fetches what it needs itself.
     let mut module = Command::new(std::env::current_exe()?);
     module.arg("kmod");
+    // The model checker's own atomics: all is built again, into a directory of its own.
+    let mut loom = cargo::cargo(&["test", "-p", "dune", "--test", "shootdown_loom", "--release"])?;
+    loom.args(["--target-dir", "target/loom"]).env("RUSTFLAGS", "--cfg loom");
+    let suite = |host, kernel| {
+        let mut command = cargo::cargo(&["run", "--quiet", "--package", "xtask", "--"])?;
+        command.args(guest::suite_command(host, kernel));
+        anyhow::Ok(command)
+    };
     Ok(vec![
         ("format", 2, cargo::cargo(&["fmt", "--all", "--check"])?),
         ("lint", 10, clippy),
         ("build", 15, cargo::barchan(&["build"])?),
         ("tests", 30, tests),
+        ("loom", 10, loom),
         ("workloads", 15, workloads),
         ("kmod", 20, module),
+        (NATIVE, 10, suite("native", None)?),
+        ("tcg-6.1", 10, suite("tcg", Some(Series::V6_1))?),
+        ("tcg-6.12", 10, suite("tcg", Some(Series::V6_12))?),
+        ("bochs-6.1", 15, suite("bochs", Some(Series::V6_1))?),
+        ("bochs-6.12", 15, suite("bochs", Some(Series::V6_12))?),
     ])
 }
 
 impl Run {
+    /// Notes that a step is not run, and why.
+    fn skip(&mut self, name: &'static str, why: &str) {
+        let skipped = vec![format!("skipped: step {name}: {why}")];
+        let tally = Tally { skipped, ..Tally::default() };
+        self.outcomes.push(Outcome { name, took: Duration::ZERO, tally, failure: None });
+    }
+
     /// Runs one step; `false` if there should be no other.
     fn step(&mut self, name: &'static str, minutes: u64, command: Command) -> anyhow::Result<bool> {
         println!("\n==> {name}");

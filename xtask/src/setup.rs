@@ -83,9 +83,11 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Installs [`BUILD`] and [`TEST`], and two components of the toolchain.
+/// Installs [`BUILD`], [`TEST`] and [`GUEST`], fetches the guests' kernels and two components of
+/// the toolchain.
 pub(crate) fn for_tests() -> anyhow::Result<()> {
-    install(&[BUILD, TEST].concat())?;
+    install(&[BUILD, TEST, GUEST].concat())?;
+    crate::guest::fetch_kernels()?;
     for (component, subcommand) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
         let there = cargo::cargo(&[subcommand, "--version"])?
             .stdout(Stdio::null())

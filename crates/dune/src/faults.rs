@@ -10,7 +10,7 @@
 //! One fault of a CPU is in handling at a time: a fault in the handler goes to the monitor. Signals that
 //! come before the frame is moved roll the fault back: the instruction faults again.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
 
@@ -43,6 +43,9 @@ pub struct FaultFrame {
 pub type FaultHandler = fn(address: usize, frame: &mut FaultFrame) -> bool;
 
 static HANDLER: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether there is XSAVE; else FXSAVE has all that there is.
+static XSAVE: AtomicBool = AtomicBool::new(false);
 
 /// From the fault frame on the fault stack to where the handler stack begins.
 const UP: usize = tables::HANDLER_TOP - tables::FAULT_FRAME;
@@ -109,12 +112,24 @@ core::arch::global_asm!(
     "mov [rsp + 568], rax",
     "mov eax, {features}",
     "xor edx, edx",
+    "cmp byte ptr [rip + {xsave}], 0",
+    "je 4f",
     "xsave64 [rsp]",
+    "jmp 5f",
+    "4:",
+    "fxsave64 [rsp]",
+    "5:",
     "call {dispatch}",
     "mov r12d, eax",
     "mov eax, {features}",
     "xor edx, edx",
+    "cmp byte ptr [rip + {xsave}], 0",
+    "je 6f",
     "xrstor64 [rsp]",
+    "jmp 7f",
+    "6:",
+    "fxrstor64 [rsp]",
+    "7:",
     "mov rsp, rbx",
     // Not handled: left busy, so that the instruction, executed again, goes to the monitor.
     "test r12b, r12b",
@@ -144,6 +159,7 @@ core::arch::global_asm!(
     busy = const BUSY,
     port = const tables::PORT_EXCEPTION + 14,
     features = const crate::host::kvm::XCR0_WANTED,
+    xsave = sym XSAVE,
     dispatch = sym dispatch,
 );
 
@@ -199,6 +215,7 @@ pub(crate) fn set_handler(handler: FaultHandler) {
     let nop = [0x90];
     let mut decoder = Decoder::with_ip(64, &nop, 0, DecoderOptions::NONE);
     core::hint::black_box(decoder.decode());
+    XSAVE.store(crate::host::has_xsave(), Ordering::Release);
     HANDLER.store(handler as usize, Ordering::Release);
 }
 

@@ -16,6 +16,7 @@ use crate::calls::{CALL_HANDLE_FAULTS, CALL_INSIDE, CALL_POPULATE, written};
 use crate::faults::{self, FaultHandler};
 use crate::harvest;
 use crate::paging::{ENTRIES, Flags, HELD, PAGE, TABLE_SPAN, USER_END};
+use crate::shootdown::{FlushLocal, Scope};
 use crate::space::cpu_tables::{FLUSH, FLUSH_PAGE};
 use crate::space::{self};
 use crate::sys::{self, PAGE_SIZE};
@@ -66,6 +67,9 @@ pub struct Entry {
     entry: &'static AtomicU64,
     inside: Inside,
 }
+
+// For mutators that reach safepoints, `shootdown` does with fewer flushes what `flush_everywhere` does with
+// one of each CPU: `Inside` is its way to flush.
 
 /// A page that [`Inside::flush_everywhere`] gives back, so that the host flushes.
 static DUMMY: AtomicUsize = AtomicUsize::new(0);
@@ -251,6 +255,17 @@ impl Inside {
             let _ = sys::advise(page, PAGE_SIZE, libc::MADV_DONTNEED);
         }
         self.flush();
+    }
+}
+
+impl FlushLocal for Inside {
+    fn flush(&mut self, scope: Scope) {
+        match scope {
+            Scope::Pages { first, count } => {
+                (first..first + count).for_each(|page| self.flush_page((page << 12) as usize));
+            }
+            Scope::All => Self::flush(*self),
+        }
     }
 }
 

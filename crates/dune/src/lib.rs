@@ -19,6 +19,7 @@
 //! | [`harvest`] | reading and clearing D bits |
 //! | [`inside`] | entries, dirty bits and the TLB, for code in guest mode |
 //! | [`faults`] | page faults that the program handles itself |
+//! | [`shootdown`] | flushing translations on all vCPUs |
 //! | [`stats`] | counts |
 //!
 //! What it is not: a sandbox. The program can reach everything that it could without, the monitor's
@@ -33,6 +34,7 @@ pub mod harvest;
 pub mod host;
 pub mod inside;
 pub mod paging;
+pub mod shootdown;
 pub mod stats;
 
 mod calls;

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 const DIRECTORY: u32 = 0o040_755;
 const REGULAR: u32 = 0o100_000;
+const LINK: u32 = 0o120_777;
 
 /// An archive being written.
 #[derive(Debug, Default)]
@@ -31,14 +32,12 @@ impl Archive {
 
     /// Adds a file with the permissions `mode`; the first of a name wins.
     pub(crate) fn file(&mut self, path: &str, mode: u32, content: &[u8]) {
-        let path = path.trim_matches('/');
-        if self.names.contains(path) {
-            return;
-        }
-        if let Some((above, _)) = path.rsplit_once('/') {
-            self.directory(above);
-        }
-        self.entry(path, REGULAR | (mode & 0o7777), content);
+        self.leaf(path, REGULAR | (mode & 0o7777), content);
+    }
+
+    /// Adds a symbolic link; the first of a name wins.
+    pub(crate) fn link(&mut self, path: &str, target: &str) {
+        self.leaf(path, LINK, target.as_bytes());
     }
 
     /// Whether something of that name is there.
@@ -50,6 +49,17 @@ impl Archive {
     pub(crate) fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, &[]);
         self.bytes
+    }
+
+    fn leaf(&mut self, path: &str, mode: u32, content: &[u8]) {
+        let path = path.trim_matches('/');
+        if self.names.contains(path) {
+            return;
+        }
+        if let Some((above, _)) = path.rsplit_once('/') {
+            self.directory(above);
+        }
+        self.entry(path, mode, content);
     }
 
     fn entry(&mut self, name: &str, mode: u32, content: &[u8]) {
@@ -84,7 +94,7 @@ mod tests {
     fn entries_are_aligned_and_directories_come_first() {
         let mut archive = Archive::default();
         archive.file("/a/b/c", 0o755, b"12345");
-        archive.file("/a/d", 0o600, b"");
+        archive.link("/a/d", "b/c");
         archive.file("/a/b/c", 0o644, b"not this one");
         assert!(archive.contains("/a/b") && !archive.contains("/x"));
         let bytes = archive.finish();
@@ -110,7 +120,7 @@ mod tests {
             ("a", 0o040_755, &b""[..]),
             ("a/b", 0o040_755, b""),
             ("a/b/c", 0o100_755, b"12345"),
-            ("a/d", 0o100_600, b""),
+            ("a/d", 0o120_777, b"b/c"),
         ];
         let expected: Vec<_> =
             expected.iter().map(|(n, m, c)| ((*n).to_owned(), *m, c.to_vec())).collect();

@@ -50,6 +50,14 @@ while read -r name parameters; do
     fi
 done </guest/load
 
+if [ "$SWAP_MIB" -gt 0 ]; then
+    if ! { echo "${SWAP_MIB}M" >/sys/block/zram0/disksize && mkswap /dev/zram0 >/dev/null &&
+        swapon /dev/zram0; }; then
+        say swap-failed
+        finish
+    fi
+fi
+
 n=0
 while [ -e "/guest/tests/$n" ]; do
     cd /tmp

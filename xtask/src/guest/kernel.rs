@@ -59,6 +59,11 @@ impl Kernel {
         let guest = cargo::root()?.join("build/guest");
         let dir = guest.join("kernel").join(series.name());
         let stamp = dir.join("release");
+        fs::create_dir_all(&guest).with_context(|| format!("cannot make {}", guest.display()))?;
+        // Several tests may want it at once; the lock goes with the descriptor.
+        let lock = fs::File::create(guest.join("lock")).context("cannot make a lock file")?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+            .context("cannot lock build/guest/lock")?;
         if let Ok(release) = fs::read_to_string(&stamp) {
             return Ok(Self { release: release.trim().to_owned(), dir });
         }

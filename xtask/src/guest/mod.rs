@@ -7,6 +7,7 @@
 //! | `machine`, `tcg`, `bochs`, `emulator` | the emulated machine and its process |
 //! | `watch`, `verdict`, `files` | following the logs, judging by them, what was sent out |
 //! | `native` | the same test on this machine's own /dev/kvm |
+//! | `suite` | what the CI runs on each host |
 
 mod bochs;
 mod cpio;
@@ -19,6 +20,7 @@ mod modules;
 mod native;
 mod payload;
 mod program;
+mod suite;
 mod tcg;
 mod verdict;
 mod watch;
@@ -77,6 +79,7 @@ build/guest/run.
 
   cargo xtask guest-test --host tcg                       the probe of the host itself
   cargo xtask guest-test --host bochs --kernel 6.12
+  cargo xtask guest-test --host tcg --suite               what the CI runs there
   cargo xtask guest-test --host tcg -p dune --test enter -- --nocapture
   cargo xtask guest-test --host bochs --no-kvm --module kmod/dune.ko -- kmod/tests/selftest -v
   cargo xtask guest-test --host tcg --module zram --file workloads:/workloads -- /bin/busybox ls /workloads
@@ -130,7 +133,7 @@ pub(crate) struct Args {
     #[arg(long = "allow", value_name = "TEXT")]
     allowed: Vec<String>,
 
-    /// Seconds for the whole run, booting included [default: native 300, tcg 300, bochs 900]
+    /// Seconds for the whole run, booting included [default: 300; bochs and --suite: 900]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86400))]
     timeout: Option<u64>,
 
@@ -154,6 +157,14 @@ pub(crate) struct Args {
     #[arg(long, requires = "package")]
     release: bool,
 
+    /// Swap space in memory (zram, 256 MiB)
+    #[arg(long)]
+    swap: bool,
+
+    /// All tests of the project that are for this host, one after the other in one machine
+    #[arg(long, conflicts_with_all = ["package", "command"])]
+    suite: bool,
+
     /// Do not look for missing Debian packages
     #[arg(long)]
     skip_setup: bool,
@@ -161,6 +172,16 @@ pub(crate) struct Args {
     /// The program and its arguments; with --package only arguments. Without either: the probe
     #[arg(last = true, value_name = "BINARY [ARGS]")]
     command: Vec<String>,
+}
+
+pub(crate) use native::unusable as native_unusable;
+
+/// What the CI runs on `host`: the arguments of `cargo xtask`.
+pub(crate) fn suite_command(host: &str, kernel: Option<Series>) -> Vec<String> {
+    let mut words = vec!["guest-test".to_owned(), "--skip-setup".into(), "--suite".into()];
+    words.extend(["--host".into(), host.into()]);
+    words.extend(kernel.into_iter().flat_map(|series| ["--kernel".into(), series.to_string()]));
+    words
 }
 
 /// Runs the task.
@@ -194,6 +215,9 @@ fn tests(args: &Args) -> anyhow::Result<Vec<Test>> {
             .with_context(|| format!("--env {variable} is not NAME=VALUE"))?;
         environment.push((name.to_owned(), value.to_owned()));
     }
+    if args.suite {
+        return suite::tests(args.host, args.kernel, &environment);
+    }
     let (program, arguments) = if let Some(package) = &args.package {
         let program = cargo::test_program(package, &args.target(), args.release)?;
         (program, args.command.clone())
@@ -203,9 +227,7 @@ fn tests(args: &Args) -> anyhow::Result<Vec<Test>> {
         })?;
         (found, arguments.to_vec())
     } else {
-        let program = cargo::test_program("kvm-probe", &["--bin", "kvm-probe"], true)?;
-        let expect = args.host.kind().map(|kind| ["--expect".to_owned(), kind.to_owned()]);
-        (program, expect.into_iter().flatten().collect())
+        return Ok(vec![suite::probe(args.host, &environment)?]);
     };
     Ok(vec![Test { program, arguments, environment }])
 }
@@ -221,6 +243,7 @@ impl Args {
 
     fn limit(&self) -> Duration {
         let default = if self.host == Host::Bochs { 900 } else { 300 };
+        let default = if self.suite { 900 } else { default };
         Duration::from_secs(self.timeout.unwrap_or(default))
     }
 }
@@ -235,6 +258,14 @@ fn emulated(
     if !args.no_kvm {
         let kvm = if args.host == Host::Bochs { "kvm_intel" } else { "kvm_amd" };
         catalogue.resolve(kvm, false, &mut payload.modules)?;
+    }
+    if args.swap || args.suite {
+        catalogue.resolve("zram", false, &mut payload.modules)?;
+        // Its default compressor, which the kernel would ask modprobe for; built in since 6.12.
+        if catalogue.has("lzo_rle") {
+            catalogue.resolve("lzo_rle", false, &mut payload.modules)?;
+        }
+        payload.swap = true;
     }
     for module in &args.modules {
         catalogue.resolve(module, true, &mut payload.modules)?;

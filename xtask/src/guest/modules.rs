@@ -37,6 +37,11 @@ impl Catalogue {
         Ok(Self { release: kernel.release.clone(), files })
     }
 
+    /// Whether there is a module called `name`; it may also be built in.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.files.contains_key(&canonical(name))
+    }
+
     /// What to load for `request`, a name or a file (`x.ko`), maybe with parameters behind it.
     ///
     /// What is in `loaded` already is not loaded again.

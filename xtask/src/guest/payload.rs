@@ -10,6 +10,8 @@ use super::cpio::Archive;
 use super::modules::Module;
 use super::program;
 
+/// Swap space, if there is any.
+const SWAP_MIB: u32 = 256;
 const BUSYBOX: &str = "/bin/busybox";
 
 /// A test: a program of this machine that ends with status 0 if all is well.
@@ -21,14 +23,24 @@ pub(crate) struct Test {
 }
 
 impl Test {
-    /// What to call it.
+    /// What to call it: the name of the file, without the hash that cargo puts behind it.
     pub(crate) fn name(&self) -> String {
-        self.program.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        let file = self.file_name();
+        match file.rsplit_once('-') {
+            Some((name, hash)) if hash.len() == 16 && u64::from_str_radix(hash, 16).is_ok() => {
+                name.to_owned()
+            }
+            _ => file,
+        }
     }
 
     /// Where it is in the guest.
     fn path(&self) -> String {
-        format!("/test/{}", self.name())
+        format!("/test/{}", self.file_name())
+    }
+
+    fn file_name(&self) -> String {
+        self.program.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     /// A script that becomes the test.
@@ -55,6 +67,8 @@ pub(crate) struct Payload {
     /// Files of the guest to bring out.
     pub(crate) fetch: Vec<String>,
     pub(crate) modules: Vec<Module>,
+    /// Whether to make swap space of zram, which is among the modules.
+    pub(crate) swap: bool,
 }
 
 impl Payload {
@@ -80,7 +94,7 @@ impl Payload {
         archive.file("/etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n");
         archive.file("/etc/hosts", 0o644, b"127.0.0.1 localhost guest\n");
         self.add_modules(&mut archive, scratch)?;
-        archive.file("/guest/settings", 0o644, format!("NONCE={nonce}\n").as_bytes());
+        archive.file("/guest/settings", 0o644, self.settings(nonce).as_bytes());
         archive.file("/guest/fetch", 0o644, lines(&self.fetch).as_bytes());
         for (n, test) in self.tests.iter().enumerate() {
             archive.file(&format!("/guest/tests/{n}"), 0o755, test.script().as_bytes());
@@ -90,6 +104,11 @@ impl Payload {
             add(&mut archive, source, target, scratch)?;
         }
         Ok(archive.finish())
+    }
+
+    fn settings(&self, nonce: &str) -> String {
+        let swap_mib = if self.swap { SWAP_MIB } else { 0 };
+        format!("NONCE={nonce}\nSWAP_MIB={swap_mib}\n")
     }
 
     fn add_modules(&self, archive: &mut Archive, scratch: &Path) -> anyhow::Result<()> {
@@ -122,26 +141,43 @@ fn quoted(text: &str) -> String {
 fn add(archive: &mut Archive, source: &Path, target: &str, scratch: &Path) -> anyhow::Result<()> {
     let kind = fs::metadata(source).with_context(|| format!("cannot read {}", source.display()))?;
     if kind.is_dir() {
-        archive.directory(target);
-        let entries =
-            fs::read_dir(source).with_context(|| format!("cannot list {}", source.display()))?;
-        for entry in entries {
-            let entry = entry.with_context(|| format!("cannot list {}", source.display()))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            add(
-                archive,
-                &entry.path(),
-                &format!("{}/{name}", target.trim_end_matches('/')),
-                scratch,
-            )?;
-        }
-        return Ok(());
+        let root = source.canonicalize();
+        let root = root.with_context(|| format!("cannot follow {}", source.display()))?;
+        return add_directory(archive, &root, &root, target.trim_end_matches('/'), scratch);
     }
     archive.file(target, kind.permissions().mode(), &program::stripped(source, scratch)?);
     for library in program::libraries(source)? {
         let at = library.to_string_lossy();
         if !archive.contains(&at) {
             archive.file(&at, 0o755, &program::stripped(&library, scratch)?);
+        }
+    }
+    Ok(())
+}
+
+/// Adds what is in `source`, a directory in or below `root`.
+///
+/// Links to what is in `root` stay links, and so do those that lead nowhere; others are followed.
+fn add_directory(
+    archive: &mut Archive,
+    root: &Path,
+    source: &Path,
+    target: &str,
+    scratch: &Path,
+) -> anyhow::Result<()> {
+    archive.directory(target);
+    let list = || format!("cannot list {}", source.display());
+    for entry in fs::read_dir(source).with_context(list)? {
+        let entry = entry.with_context(list)?;
+        let (path, kind) = (entry.path(), entry.file_type().with_context(list)?);
+        let inside = format!("{target}/{}", entry.file_name().to_string_lossy());
+        if kind.is_symlink() && path.canonicalize().map_or(true, |to| to.starts_with(root)) {
+            let to = fs::read_link(&path).with_context(list)?;
+            archive.link(&inside, &to.to_string_lossy());
+        } else if kind.is_dir() {
+            add_directory(archive, root, &path, &inside, scratch)?;
+        } else if path.is_dir() || path.is_file() {
+            add(archive, &path, &inside, scratch)?;
         }
     }
     Ok(())
@@ -162,6 +198,23 @@ mod tests {
         let output = std::process::Command::new("sh").args(["-c", &script]).output();
         let output = output.expect("sh starts");
         assert_eq!(String::from_utf8_lossy(&output.stdout), "1 '2|a b|it's $HOME||");
+    }
+
+    #[test]
+    fn links_inside_a_directory_stay_links_and_others_are_followed() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (tree, other) = (dir.path().join("tree"), dir.path().join("other"));
+        fs::create_dir(&tree).expect("writable");
+        fs::write(&other, "content of other").expect("writable");
+        symlink(".", tree.join("itself")).expect("writable");
+        symlink("nowhere", tree.join("dangling")).expect("writable");
+        symlink(&other, tree.join("outside")).expect("writable");
+        let mut archive = Archive::default();
+        add(&mut archive, &tree, "/t", dir.path()).expect("all can be read");
+        assert!(["t/itself", "t/dangling", "t/outside"].iter().all(|name| archive.contains(name)));
+        let text = String::from_utf8_lossy(&archive.finish()).into_owned();
+        assert!(text.contains("content of other") && text.contains("nowhere"));
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(crate) fn stripped(file: &Path, scratch: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 /// A kernel module without its type information (BTF) and signature: guests do not need them, and
-/// checking them is nearly all of what loading KVM takes (4 of 5 seconds in Bochs).
+/// checking them is most of what loading KVM takes (3 of 5 seconds in Bochs).
 pub(crate) fn stripped_module(content: &[u8], scratch: &Path) -> anyhow::Result<Vec<u8>> {
     let whole = scratch.join("module");
     fs::write(&whole, content).with_context(|| format!("cannot write {}", whole.display()))?;

@@ -113,6 +113,7 @@ impl Report {
             "rmmod-failed" => {
                 self.failures.push(format!("the module {rest} could not be unloaded"));
             }
+            "swap-failed" => self.failures.push("the guest could not make swap space".to_owned()),
             _ => self.failures.push(format!("the guest said what is not understood: {said}")),
         }
         (!output.is_empty()).then_some(output)

@@ -83,6 +83,11 @@ pub(crate) fn xsave_layout() -> Option<(u32, u64)> {
     INFO.get().map(|info| (info.xsave_bytes, info.xcr0.max(3)))
 }
 
+/// Whether the guest has XSAVE.
+pub(crate) fn has_xsave() -> bool {
+    INFO.get().is_some_and(|info| info.xcr0 != 0)
+}
+
 impl Vm for DuneVm {
     type Vcpu = DuneVcpu;
 

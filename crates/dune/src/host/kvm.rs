@@ -39,7 +39,8 @@ pub(crate) const XCR0_WANTED: u64 = 0x2e7;
 struct Shared {
     cpuid: CpuId,
     msrs: Msrs,
-    xcr0: u64,
+    /// What XCR0 holds; `None`: the host's processor or kernel has no XSAVE, nor has the guest.
+    xcr0: Option<u64>,
     fsgsbase: bool,
     /// VT-x wants a task state segment that is busy (SDM 3C §26.3.1.2). SVM does not mind, and QEMU's
     /// emulation of it looks at the I/O bitmap only of one that is not.
@@ -100,7 +101,7 @@ fn shared(kvm: &Kvm) -> Result<Shared, HostError> {
     }
     let mut cpuid =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).step("KVM_GET_SUPPORTED_CPUID")?;
-    let mut xcr0 = 3;
+    let mut xcr0 = None;
     let mut fsgsbase = false;
     for entry in cpuid.as_mut_slice() {
         match (entry.function, entry.index) {
@@ -112,7 +113,7 @@ fn shared(kvm: &Kvm) -> Result<Shared, HostError> {
             (0xd, 0) => {
                 entry.eax &= XCR0_WANTED as u32;
                 entry.edx = 0;
-                xcr0 = u64::from(entry.eax);
+                xcr0 = Some(u64::from(entry.eax)).filter(|xcr0| xcr0 & 3 == 3);
             }
             _ => {}
         }
@@ -209,9 +210,11 @@ impl Vm for KvmVm {
             .step("keeping a CPU out of forked children")?;
         let shared = SHARED.get().expect("open made it");
         cpu.set_cpuid2(&shared.cpuid).step("KVM_SET_CPUID2")?;
-        let mut xcrs = kvm::kvm_xcrs { nr_xcrs: 1, ..Default::default() };
-        xcrs.xcrs[0].value = shared.xcr0;
-        cpu.set_xcrs(&xcrs).step("KVM_SET_XCRS")?;
+        if let Some(xcr0) = shared.xcr0 {
+            let mut xcrs = kvm::kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+            xcrs.xcrs[0].value = xcr0;
+            cpu.set_xcrs(&xcrs).step("KVM_SET_XCRS")?;
+        }
         Ok(KvmVcpu { cpu, run })
     }
 
@@ -298,10 +301,9 @@ impl Vcpu for KvmVcpu {
             | Cr0Flags::PAGING)
             .bits();
         sregs.cr3 = start.cr3;
-        let mut cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION
-            | Cr4Flags::OSFXSR
-            | Cr4Flags::OSXMMEXCPT_ENABLE
-            | Cr4Flags::OSXSAVE;
+        let mut cr4 =
+            Cr4Flags::PHYSICAL_ADDRESS_EXTENSION | Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE;
+        cr4.set(Cr4Flags::OSXSAVE, shared.xcr0.is_some());
         cr4.set(Cr4Flags::FSGSBASE, shared.fsgsbase);
         sregs.cr4 = cr4.bits();
         sregs.efer = (EferFlags::SYSTEM_CALL_EXTENSIONS
@@ -463,14 +465,20 @@ fn set_msrs(fd: i32, entries: [kvm_msr_entry; 3]) -> Result<(), Errno> {
 /// The size of the state that XSAVE keeps in a guest, in bytes, and its features.
 pub(crate) fn xsave_layout() -> (u32, u64) {
     let shared = SHARED.get().expect("open made it");
+    let xcr0 = shared.xcr0.unwrap_or(3);
     let size = shared
         .cpuid
         .as_slice()
         .iter()
         .filter(|e| e.function == 0xd && e.index >= 2)
-        .filter(|e| e.index < 64 && shared.xcr0 >> e.index & 1 != 0)
+        .filter(|e| e.index < 64 && xcr0 >> e.index & 1 != 0)
         .map(|e| e.ebx + e.eax)
         .max()
         .unwrap_or(0);
-    (size.max(512 + 64), shared.xcr0)
+    (size.max(512 + 64), xcr0)
+}
+
+/// Whether the guest has XSAVE.
+pub(crate) fn has_xsave() -> bool {
+    SHARED.get().expect("open made it").xcr0.is_some()
 }

@@ -236,6 +236,14 @@ pub(crate) fn xsave_layout() -> (u32, u64) {
     }
 }
 
+/// Whether the guest has XSAVE.
+pub(crate) fn has_xsave() -> bool {
+    match BACKEND.get() {
+        Some(Backend::Dune) => dune::has_xsave(),
+        _ => kvm::has_xsave(),
+    }
+}
+
 /// The machine of whatever backend was found.
 pub enum AnyVm {
     /// `/dev/kvm`

@@ -42,7 +42,7 @@ pub(crate) fn run(body: impl FnOnce()) -> Option<(End, String)> {
     Some(run_in_child(|| {
         // SAFETY: the child has one thread.
         if let Err(error) = unsafe { dune::enter() } {
-            println!("{error}");
+            dune::stats::report(format_args!("{error}\n"));
             // SAFETY: ends the child.
             unsafe { libc::_exit(99) };
         }

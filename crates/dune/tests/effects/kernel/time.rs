@@ -68,7 +68,7 @@ fn timers(r: &mut Run) {
 extern "C" fn nothing(_: i32) {}
 
 /// Sends SIGUSR1 to this thread again and again while `body` runs.
-fn pestered(body: impl FnOnce()) {
+pub fn pestered(body: impl FnOnce()) {
     static STOP: AtomicBool = AtomicBool::new(false);
     // SAFETY: the handler does nothing; no SA_RESTART, so that calls are interrupted.
     let (pid, tid) = unsafe {

@@ -1,0 +1,133 @@
+//! The tests that the CI runs on each host: a test that needs virtualization, or a kernel other than
+//! this machine's, is added here.
+//!
+//! Everything for one host runs in one machine, since booting takes as long as many tests.
+
+use super::kernel::Series;
+use super::payload::Test;
+use super::{Host, payload};
+use crate::cargo;
+
+type Environment = [(String, String)];
+
+/// A test of the suite.
+struct Entry {
+    package: &'static str,
+    /// As cargo has it: `--test NAME`, `--bin NAME` or `--lib`.
+    target: &'static [&'static str],
+    arguments: &'static [&'static str],
+    environment: &'static [(&'static str, &'static str)],
+    /// Where it runs.
+    wanted: fn(Host, Series) -> bool,
+}
+
+/// The suite, but for the probe, which begins it.
+const SUITE: &[Entry] = &[
+    // Debian's kernels have soft-dirty bits, which the kernels of many clouds lack; and 6.1 shows
+    // what is done without PAGEMAP_SCAN.
+    Entry {
+        package: "barchan",
+        target: &["--test", "semantics"],
+        arguments: &["--show-output"],
+        environment: &[],
+        wanted: |host, _| host == Host::Tcg,
+    },
+    Entry {
+        package: "barchan",
+        target: &["--test", "mappings"],
+        arguments: &["--show-output"],
+        environment: &[],
+        wanted: |host, _| host == Host::Tcg,
+    },
+    Entry {
+        package: "barchan",
+        target: &["--test", "oracle"],
+        arguments: &["--nocapture", "--exact", "soft_dirty"],
+        environment: &[("BARCHAN_ORACLE_SECONDS", "10")],
+        wanted: |host, _| host == Host::Tcg,
+    },
+    Entry {
+        package: "barchan",
+        target: &["--test", "oracle"],
+        arguments: &["--nocapture", "--exact", "pagemap_scan"],
+        environment: &[("BARCHAN_ORACLE_SECONDS", "10")],
+        wanted: |host, series| host == Host::Tcg && series == Series::V6_12,
+    },
+    // Guest mode: the runtime's own tests, on SVM all of them, on VT-x those that say most in the time.
+    Entry {
+        package: "dune",
+        target: &["--test", "enter"],
+        arguments: &["--show-output"],
+        environment: &[],
+        wanted: |host, _| host != Host::Native,
+    },
+    Entry {
+        package: "dune",
+        target: &["--test", "faults"],
+        arguments: &["--show-output"],
+        environment: &[],
+        wanted: |host, _| host != Host::Native,
+    },
+    Entry {
+        package: "dune",
+        target: &["--test", "protection"],
+        arguments: &["--show-output"],
+        environment: &[],
+        wanted: |host, _| host != Host::Native,
+    },
+    Entry {
+        package: "dune",
+        target: &["--test", "dirty"],
+        arguments: &["--show-output"],
+        environment: &[],
+        wanted: |host, _| host != Host::Native,
+    },
+    Entry {
+        package: "dune",
+        target: &["--test", "signals"],
+        arguments: &["--show-output"],
+        environment: &[],
+        wanted: |host, _| host != Host::Native,
+    },
+    Entry {
+        package: "dune",
+        target: &["--test", "memory"],
+        arguments: &["--show-output"],
+        environment: &[],
+        wanted: |host, _| host == Host::Tcg,
+    },
+    Entry {
+        package: "dune",
+        target: &["--test", "tasks"],
+        arguments: &["--show-output"],
+        environment: &[],
+        wanted: |host, _| host == Host::Tcg,
+    },
+];
+
+/// The test of the host itself.
+pub(crate) fn probe(host: Host, environment: &Environment) -> anyhow::Result<Test> {
+    let program = cargo::test_program("kvm-probe", &["--bin", "kvm-probe"], false)?;
+    let expect = host.kind().map(|kind| ["--expect".to_owned(), kind.to_owned()]);
+    let arguments = expect.into_iter().flatten().collect();
+    Ok(payload::Test { program, arguments, environment: environment.to_vec() })
+}
+
+/// The suite of a host, built.
+pub(crate) fn tests(
+    host: Host,
+    series: Series,
+    environment: &Environment,
+) -> anyhow::Result<Vec<Test>> {
+    let mut tests = vec![probe(host, environment)?];
+    for entry in SUITE.iter().filter(|entry| (entry.wanted)(host, series)) {
+        let own =
+            entry.environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        tests.push(Test {
+            program: cargo::test_program(entry.package, entry.target, false)?,
+            arguments: entry.arguments.iter().map(|word| (*word).to_owned()).collect(),
+            environment: own.chain(environment.iter().cloned()).collect(),
+        });
+    }
+    Ok(tests)
+}
