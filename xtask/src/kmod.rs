@@ -18,8 +18,7 @@ use crate::{cargo, setup};
 const PARAMETERS: &str = "allow_l1tf=1 large_pages=2";
 
 /// Tests of the process runtime that run in guest mode.
-const DUNE_TESTS: &[&str] =
-    &["enter", "signals", "tasks", "memory", "faults", "protection", "dirty"];
+const DUNE_TESTS: &[&str] = &["enter", "faults", "dirty", "signals", "memory", "tasks"];
 
 /// `cargo xtask kmod`
 #[derive(Debug, clap::Args)]
