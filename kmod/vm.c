@@ -4,6 +4,7 @@
  */
 #include <linux/anon_inodes.h>
 #include <linux/fs.h>
+#include <linux/mm.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -16,7 +17,7 @@ static void vm_destroy(struct kref *kref)
 
 	dune_mmu_destroy(vm);
 	free_cpumask_var(vm->kick_mask);
-	kfree(vm);
+	kvfree(vm);
 	dune_vmx_put();
 }
 
@@ -106,13 +107,13 @@ static int check_config(const struct dune_vm_config *config)
 
 static struct dune_vm *vm_alloc(const struct dune_vm_config *config)
 {
-	struct dune_vm *vm = kzalloc(sizeof(*vm), GFP_KERNEL_ACCOUNT);
+	struct dune_vm *vm = kvzalloc(sizeof(*vm), GFP_KERNEL_ACCOUNT);
 	int r;
 
 	if (!vm)
 		return ERR_PTR(-ENOMEM);
 	if (!zalloc_cpumask_var(&vm->kick_mask, GFP_KERNEL_ACCOUNT)) {
-		kfree(vm);
+		kvfree(vm);
 		return ERR_PTR(-ENOMEM);
 	}
 	kref_init(&vm->kref);
@@ -124,7 +125,7 @@ static struct dune_vm *vm_alloc(const struct dune_vm_config *config)
 	r = dune_mmu_init(vm);
 	if (r) {
 		free_cpumask_var(vm->kick_mask);
-		kfree(vm);
+		kvfree(vm);
 		return ERR_PTR(r);
 	}
 	return vm;

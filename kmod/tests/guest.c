@@ -180,3 +180,20 @@ void set_gate(struct vm *vm, int vector, void (*handler)(void), bool user)
 	/* IST 1 is at offset 36 of the TSS. */
 	vm->tss[9] = (uintptr_t)stack + 16384;
 }
+
+/* A counter of the module's: of all VMs, since it was loaded. */
+uint64_t statistic(const char *name)
+{
+	unsigned long long value;
+	char line[128], key[64];
+	FILE *file = fopen("/sys/kernel/debug/dune/stats", "r");
+
+	if (!file)
+		skip("no debugfs at /sys/kernel/debug");
+	while (fgets(line, sizeof(line), file))
+		if (sscanf(line, "%63s %llu", key, &value) == 2 && !strcmp(key, name)) {
+			fclose(file);
+			return value;
+		}
+	fail(__FILE__, __LINE__, name);
+}

@@ -66,6 +66,7 @@ void default_state(const struct vm *vm, struct dune_state *state, bool user);
 void vcpu_start(struct vcpu *vcpu, bool user, void (*entry)(uint64_t), uint64_t argument);
 int vcpu_run(struct vcpu *vcpu);
 void run_to(struct vcpu *vcpu, uint32_t exit_reason);
+uint64_t statistic(const char *name);
 void set_gate(struct vm *vm, int vector, void (*handler)(void), bool user);
 
 /* stubs.S */

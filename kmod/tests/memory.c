@@ -298,22 +298,6 @@ static void the_vvar_page_is_readable(void)
 	run_to(&vcpu, DUNE_EXIT_MEMORY);
 }
 
-static uint64_t statistic(const char *name)
-{
-	unsigned long long value;
-	char line[128], key[64];
-	FILE *file = fopen("/sys/kernel/debug/dune/stats", "r");
-
-	if (!file)
-		skip("no debugfs at /sys/kernel/debug");
-	while (fgets(line, sizeof(line), file))
-		if (sscanf(line, "%63s %llu", key, &value) == 2 && !strcmp(key, name)) {
-			fclose(file);
-			return value;
-		}
-	fail(__FILE__, __LINE__, name);
-}
-
 static void huge_pages_are_mapped_whole_and_split(void)
 {
 	uint8_t *p = low_pages(3 * MB2);

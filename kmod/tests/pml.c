@@ -133,6 +133,33 @@ static void a_full_ring_is_an_exit_and_loses_nothing(void)
 	check(exits >= PAGES / 1024 - 1);
 }
 
+/* The log costs one exit for 512 pages; what an interrupt drains early costs none. */
+static void an_exit_takes_512_pages(void)
+{
+	enum { PAGES = 8192 };
+	uint8_t *base = low_pages(PAGES * PAGE), *flags = calloc(1, PAGES);
+	uint64_t full, logged;
+
+	memset(base, 0, PAGES * PAGE);
+	open_one(16384);
+	/* Once for the mapping, once without a fault. */
+	start_writes(base, PAGES, PAGE);
+	run_to(&vcpu, DUNE_EXIT_VMCALL);
+	clear(base, PAGES * PAGE);
+	check_eq(drain(flags, base, PAGES), PAGES);
+	memset(flags, 0, PAGES);
+	full = statistic("pml_full_exits");
+	logged = statistic("pml_pages");
+	start_writes(base, PAGES, PAGE);
+	run_to(&vcpu, DUNE_EXIT_VMCALL);
+	check_eq(drain(flags, base, PAGES), PAGES);
+	full = statistic("pml_full_exits") - full;
+	logged = statistic("pml_pages") - logged;
+	printf("# %llu exits for %llu pages\n", (unsigned long long)full, (unsigned long long)logged);
+	check(logged >= PAGES && logged < PAGES + 64);
+	check(full >= PAGES / 512 - 4 && full <= PAGES / 512);
+}
+
 static void a_tail_that_makes_no_sense_is_a_full_ring(void)
 {
 	open_one(1024);
@@ -185,6 +212,7 @@ static void ranges_are_checked(void)
 const struct test pml_tests[] = {
 	TEST(every_written_page_is_in_the_ring),
 	TEST(a_full_ring_is_an_exit_and_loses_nothing),
+	TEST(an_exit_takes_512_pages),
 	TEST(a_tail_that_makes_no_sense_is_a_full_ring),
 	TEST(pages_that_come_anew_are_logged_anew),
 	TEST(ranges_are_checked),

@@ -87,6 +87,9 @@ fn steps() -> anyhow::Result<Vec<(&'static str, u64, Command)>> {
     let mut workloads = Command::new(root.join("workloads/test.sh"));
     let libraries = [Flavour::STOCK, Flavour::PATCHED].map(|flavour| layout.library_dir(flavour));
     workloads.env("GC_LIBRARY_PATHS", std::env::join_paths(libraries)?);
+    // In emulation: the module is tested on every machine, and fetches what it needs itself.
+    let mut module = Command::new(std::env::current_exe()?);
+    module.arg("kmod");
     // The model checker's own atomics: all is built again, into a directory of its own.
     let mut loom = cargo::cargo(&["test", "-p", "dune", "--test", "shootdown_loom", "--release"])?;
     loom.args(["--target-dir", "target/loom"]).env("RUSTFLAGS", "--cfg loom");
@@ -95,9 +98,6 @@ fn steps() -> anyhow::Result<Vec<(&'static str, u64, Command)>> {
         command.args(guest::suite_command(host, kernel));
         anyhow::Ok(command)
     };
-    // In emulation: the module is tested on every machine, and fetches what it needs itself.
-    let mut module = Command::new(std::env::current_exe()?);
-    module.arg("kmod");
     Ok(vec![
         ("format", 2, cargo::cargo(&["fmt", "--all", "--check"])?),
         ("lint", 10, clippy),
@@ -105,12 +105,12 @@ fn steps() -> anyhow::Result<Vec<(&'static str, u64, Command)>> {
         ("tests", 30, tests),
         ("loom", 10, loom),
         ("workloads", 15, workloads),
+        ("kmod", 20, module),
         (NATIVE, 10, suite("native", None)?),
         ("tcg-6.1", 10, suite("tcg", Some(Series::V6_1))?),
         ("tcg-6.12", 10, suite("tcg", Some(Series::V6_12))?),
         ("bochs-6.1", 15, suite("bochs", Some(Series::V6_1))?),
         ("bochs-6.12", 15, suite("bochs", Some(Series::V6_12))?),
-        ("kmod", 20, module),
     ])
 }
 

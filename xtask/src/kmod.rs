@@ -17,6 +17,9 @@ use crate::{cargo, setup};
 /// What Bochs needs to be told: it claims bugs of a CPU, and has no means against them.
 const PARAMETERS: &str = "allow_l1tf=1 large_pages=2";
 
+/// Tests of the process runtime that run in guest mode.
+const DUNE_TESTS: &[&str] = &["enter", "faults", "dirty", "signals", "memory", "tasks"];
+
 /// `cargo xtask kmod`
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -27,6 +30,10 @@ pub(crate) struct Args {
     /// Build, and do not run anything
     #[arg(long)]
     build_only: bool,
+
+    /// Also the guest tests of crates/dune, over /dev/dune
+    #[arg(long)]
+    dune: bool,
 
     /// Virtual CPUs of the emulated machine
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -59,6 +66,10 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
         failed |= !run_in_guest(args, series, &dir, &program)?;
         if args.tests.is_empty() {
             let package = ["-p", "dune-sys", "--test", "device", "--", "--nocapture"];
+            failed |= !run_in_guest(args, series, &dir, &package.map(str::to_owned))?;
+        }
+        for test in DUNE_TESTS.iter().filter(|_| args.dune) {
+            let package = ["-p", "dune", "--test", test, "--", "--nocapture"];
             failed |= !run_in_guest(args, series, &dir, &package.map(str::to_owned))?;
         }
     }
@@ -144,7 +155,7 @@ fn run_in_guest(
     if series == Series::V6_1 {
         test.args(["--module", "lzo-rle"]);
     }
-    test.args(["--module", "zram"])
+    test.args(["--env", "BARCHAN_DUNE_HOST=dune", "--module", "zram"])
         .arg("--module")
         .arg(format!("{} {PARAMETERS}", dir.join("dune.ko").display()))
         .args(program)

@@ -2,7 +2,7 @@
 #![allow(missing_docs, non_camel_case_types)]
 
 pub const DUNE_ABI_VERSION: u32 = 0x1;
-pub const DUNE_WINDOWS_MAX: u32 = 0x80;
+pub const DUNE_WINDOWS_MAX: u32 = 0x200;
 pub const DUNE_VCPUS_MAX: u32 = 0x1000;
 pub const DUNE_PAGE_SIZE: u32 = 0x1000;
 pub const DUNE_FEATURE_LARGE_2M: u64 = 0x1;

@@ -218,7 +218,7 @@ pub(crate) fn set_handler(handler: FaultHandler) {
     let nop = [0x90];
     let mut decoder = Decoder::with_ip(64, &nop, 0, DecoderOptions::NONE);
     core::hint::black_box(decoder.decode());
-    XSAVE.store(crate::host::kvm::has_xsave(), Ordering::Release);
+    XSAVE.store(crate::host::has_xsave(), Ordering::Release);
     HANDLER.store(handler as usize, Ordering::Release);
 }
 

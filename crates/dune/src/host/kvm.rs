@@ -24,9 +24,9 @@ const MSR_STAR: u32 = 0xc000_0081;
 const MSR_LSTAR: u32 = 0xc000_0082;
 const MSR_SFMASK: u32 = 0xc000_0084;
 /// What SYSCALL clears, as Linux has it: TF, IF, DF, IOPL, NT, AC.
-const SYSCALL_MASK: u64 = 0x4_7700;
+pub(crate) const SYSCALL_MASK: u64 = 0x4_7700;
 /// SYSCALL goes to selectors 0x10/0x18, SYSRET to 0x33/0x2b, as on Linux.
-const STAR: u64 = 0x23 << 48 | 0x10 << 32;
+pub(crate) const STAR: u64 = 0x23 << 48 | 0x10 << 32;
 /// The user's selectors on x86-64 Linux.
 pub(crate) const USER_CS: u16 = 0x33;
 pub(crate) const USER_SS: u16 = 0x2b;

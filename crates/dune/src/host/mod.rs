@@ -7,6 +7,7 @@
 //! What is deliberately not here: page tables, system calls, signals. A backend moves registers
 //! and memory; what they mean is the runtime's.
 
+pub mod dune;
 pub mod kind;
 pub mod kvm;
 
@@ -186,22 +187,84 @@ pub trait Vcpu {
     fn abandon(&mut self);
 }
 
+/// Which backend this process uses: chosen at the first machine, and kept by forked children.
+static BACKEND: std::sync::OnceLock<Backend> = std::sync::OnceLock::new();
+
+/// A device that runs guest code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Backend {
+    Kvm,
+    Dune,
+}
+
+/// Makes a machine without memory or CPUs, of the backend that `BARCHAN_DUNE_HOST` names (`kvm`, `dune`),
+/// or else of `/dev/dune` where it works, or else of `/dev/kvm`.
+///
+/// # Errors
+/// No device, or not this one.
+pub fn open() -> Result<AnyVm, HostError> {
+    let on_kvm = || kvm::open().map(AnyVm::Kvm);
+    let on_dune = || dune::open().map(AnyVm::Dune);
+    match BACKEND.get() {
+        Some(Backend::Kvm) => return on_kvm(),
+        Some(Backend::Dune) => return on_dune(),
+        None => {}
+    }
+    let wanted = std::env::var_os("BARCHAN_DUNE_HOST");
+    let vm = match wanted.as_deref().and_then(|name| name.to_str()) {
+        Some("kvm") => on_kvm()?,
+        Some("dune") => on_dune()?,
+        Some(_) => {
+            let step = "BARCHAN_DUNE_HOST: there are kvm and dune";
+            return Err(HostError { step, errno: Errno(libc::EINVAL) });
+        }
+        // What /dev/kvm says is of more use to whoever has neither.
+        None => on_dune().or_else(|_| on_kvm())?,
+    };
+    let _ = BACKEND.set(match vm {
+        AnyVm::Kvm(_) => Backend::Kvm,
+        AnyVm::Dune(_) => Backend::Dune,
+    });
+    Ok(vm)
+}
+
+/// The size of the state that XSAVE keeps in a guest, in bytes, and its features.
+pub(crate) fn xsave_layout() -> (u32, u64) {
+    match BACKEND.get() {
+        Some(Backend::Dune) => dune::xsave_layout().expect("open asked"),
+        _ => kvm::xsave_layout(),
+    }
+}
+
+/// Whether the guest has XSAVE.
+pub(crate) fn has_xsave() -> bool {
+    match BACKEND.get() {
+        Some(Backend::Dune) => dune::has_xsave(),
+        _ => kvm::has_xsave(),
+    }
+}
+
 /// The machine of whatever backend was found.
 pub enum AnyVm {
     /// `/dev/kvm`
     Kvm(kvm::KvmVm),
+    /// `/dev/dune`
+    Dune(dune::DuneVm),
 }
 
 /// A CPU of whatever backend was found.
 pub enum AnyVcpu {
     /// `/dev/kvm`
     Kvm(kvm::KvmVcpu),
+    /// `/dev/dune`
+    Dune(dune::DuneVcpu),
 }
 
 macro_rules! either {
     ($self:expr, $inner:ident => $call:expr) => {
         match $self {
             Self::Kvm($inner) => $call,
+            Self::Dune($inner) => $call,
         }
     };
 }
@@ -216,6 +279,7 @@ impl Vm for AnyVm {
     fn create_vcpu(&mut self, index: u32) -> Result<AnyVcpu, HostError> {
         match self {
             Self::Kvm(vm) => vm.create_vcpu(index).map(AnyVcpu::Kvm),
+            Self::Dune(vm) => vm.create_vcpu(index).map(AnyVcpu::Dune),
         }
     }
 

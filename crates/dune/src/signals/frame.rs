@@ -7,7 +7,7 @@
 
 use super::Info;
 use super::actions::{Action, SA_ONSTACK};
-use crate::host::{Registers, Xsave, kvm};
+use crate::host::{self, Registers, Xsave, kvm};
 use crate::process::thread::{AltStack, SS_DISABLE};
 use crate::sys::{self, Errno};
 
@@ -40,7 +40,7 @@ pub(crate) struct Context {
 
 /// Bytes of the XSAVE area in a frame, with its end marker.
 fn fpu_len() -> u64 {
-    u64::from(kvm::xsave_layout().0) + 4
+    u64::from(host::xsave_layout().0) + 4
 }
 
 /// Whether `rsp` is on the alternate stack.
@@ -186,7 +186,7 @@ pub(crate) fn pop(registers: &mut Registers, fpu: &mut Xsave) -> Result<Popped, 
 }
 
 fn write_fpu(fpu: &mut Xsave, at: u64) -> Result<(), Errno> {
-    let (len, features) = kvm::xsave_layout();
+    let (len, features) = host::xsave_layout();
     let note = [FP_XSTATE_MAGIC1, len + 4, features as u32, (features >> 32) as u32, len];
     fpu.region[116..116 + note.len()].copy_from_slice(&note);
     fpu.region[121..128].fill(0);
@@ -203,7 +203,7 @@ fn read_fpu(fpu: &mut Xsave, at: u64) -> Result<(), Errno> {
     if at == 0 {
         return Ok(());
     }
-    let (len, features) = kvm::xsave_layout();
+    let (len, features) = host::xsave_layout();
     // First the part that every frame has, then, if the note says so, the rest.
     sys::copy_in(at as usize, &mut fpu_bytes_mut(fpu)[..512])?;
     let note = &fpu.region[116..121];

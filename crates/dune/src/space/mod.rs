@@ -15,7 +15,7 @@ pub(crate) mod vmas;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
-use crate::host::{AnyVm, HostError, Vm as _, kvm};
+use crate::host::{self, AnyVm, HostError, Vm as _};
 use crate::paging::{Flags, PAGE, Rights, TABLE_SPAN, TableMemory, Tables, USER_END};
 use crate::sys::lock::Lock;
 use crate::sys::{self, Errno, PAGE_SIZE};
@@ -107,7 +107,7 @@ unsafe impl TableMemory for ArenaTables {
 impl Space {
     /// Makes a machine for this process: at entering, and again in each forked child.
     pub(crate) fn build(&mut self) -> Result<(), HostError> {
-        self.vm = Some(AnyVm::Kvm(kvm::open()?));
+        self.vm = Some(host::open()?);
         self.vmas = Vmas::open()?;
         self.windows = 0;
         self.careful = 0;

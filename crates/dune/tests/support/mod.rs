@@ -26,7 +26,7 @@ pub(crate) fn end(status: i32) -> End {
 
 /// Whether guest mode is to be had; prints why not.
 pub(crate) fn available() -> bool {
-    if let Err(error) = dune::host::kvm::open() {
+    if let Err(error) = dune::host::open() {
         println!("skipped: no guest mode here: {error}");
         return false;
     }

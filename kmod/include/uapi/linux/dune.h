@@ -24,7 +24,7 @@
 /* Changed whenever an old program would misunderstand. */
 #define DUNE_ABI_VERSION	1
 
-#define DUNE_WINDOWS_MAX	128
+#define DUNE_WINDOWS_MAX	512
 #define DUNE_VCPUS_MAX		4096
 #define DUNE_PAGE_SIZE		4096
 
@@ -135,7 +135,8 @@ struct dune_regs {
 
 /* Why DUNE_VCPU_RUN returned: dune_run.exit_reason. */
 #define DUNE_EXIT_NONE		0	/* the vCPU has not run */
-#define DUNE_EXIT_INTERRUPTED	1	/* a signal, or immediate_exit; the call gave EINTR */
+#define DUNE_EXIT_INTERRUPTED	1	/* the call gave EINTR: a signal, immediate_exit, or work
+					 * for the kernel on its way to user space: run again */
 #define DUNE_EXIT_VMCALL	2	/* VMCALL; rip is behind it */
 #define DUNE_EXIT_MEMORY	3	/* gpa, access, error: no such page, or not so */
 #define DUNE_EXIT_EXCEPTION	4	/* event_info, event_error: #DB, #AC, or as chosen */

@@ -1,0 +1,331 @@
+//! `/dev/dune`, the module in `kmod/`, through the raw ABI of `dune-sys`.
+//!
+//! The run page holds everything that changes from run to run: registers, the bases of FS and GS,
+//! CR2. So nearly all that the runtime asks is a load, not a call. CPUID exits: what the
+//! processor says, less what the guest does not have, is answered here.
+//!
+//! Nothing here allocates, or uses `errno`.
+
+use core::arch::x86_64::__cpuid_count;
+use std::sync::OnceLock;
+
+use dune_sys as abi;
+use dune_sys::{dune_buffer, dune_info, dune_run, dune_segment, dune_state, dune_table};
+
+use super::kvm::{STAR, SYSCALL_MASK, TSS_SELECTOR, USER_CS, USER_SS, raise};
+use super::{Exit, HostError, Registers, Start, Step as _, Vcpu, Vm, Xsave};
+use crate::space::cpu_tables::{GDT_LIMIT, IDT_LIMIT};
+use crate::sys::{self, Errno};
+
+/// What the module offers; asked once for the process and its forked children.
+static INFO: OnceLock<dune_info> = OnceLock::new();
+
+// The registers of the run page are used as KVM's are.
+const _: () = {
+    assert!(size_of::<abi::dune_regs>() == size_of::<Registers>());
+    assert!(core::mem::offset_of!(abi::dune_regs, rsi) == core::mem::offset_of!(Registers, rsi));
+    assert!(core::mem::offset_of!(abi::dune_regs, rip) == core::mem::offset_of!(Registers, rip));
+    assert!(
+        core::mem::offset_of!(abi::dune_regs, rflags) == core::mem::offset_of!(Registers, rflags)
+    );
+};
+
+/// A virtual machine of the module.
+pub struct DuneVm {
+    fd: i32,
+}
+
+/// A virtual CPU of the module.
+pub struct DuneVcpu {
+    fd: i32,
+    run: *mut dune_run,
+    /// The last exit was for an instruction at this address, of this length: the next run begins
+    /// behind it, unless it begins elsewhere.
+    skip: (u64, u32),
+}
+
+/// A call with a structure, which lives as long as the call.
+fn call<T>(fd: i32, number: u32, argument: &mut T) -> Result<u64, Errno> {
+    // SAFETY: the number tells the kernel the size, which is that of T; `argument` may be written.
+    unsafe { sys::ioctl(fd, u64::from(number), &raw mut *argument as u64) }
+}
+
+/// Makes a machine without memory or CPUs.
+///
+/// # Errors
+/// `/dev/dune` is missing or may not be opened; another version of it; a hypervisor uses VT-x.
+pub fn open() -> Result<DuneVm, HostError> {
+    let device = sys::open(c"/dev/dune", libc::O_RDWR).step("opening /dev/dune")?;
+    let made = make(device);
+    sys::close(device);
+    made
+}
+
+fn make(device: i32) -> Result<DuneVm, HostError> {
+    let mut info = dune_info::default();
+    call(device, abi::DUNE_GET_INFO, &mut info).step("DUNE_GET_INFO")?;
+    if info.abi_version != abi::DUNE_ABI_VERSION {
+        let errno = Errno(libc::EPROTO);
+        return Err(HostError { step: "asking /dev/dune for version 1 of its ABI", errno });
+    }
+    let info = INFO.get_or_init(|| info);
+    let large = abi::DUNE_FEATURE_LARGE_2M | abi::DUNE_FEATURE_LARGE_1G;
+    let mut config = abi::dune_vm_config { features: info.features & large, ..Default::default() };
+    let low = call(device, abi::DUNE_CREATE_VM, &mut config).step("DUNE_CREATE_VM")? as i32;
+    let fd = raise(low);
+    sys::close(low);
+    Ok(DuneVm { fd: fd? })
+}
+
+/// Bytes of a guest's XSAVE image and its components, if this backend is in use.
+pub(crate) fn xsave_layout() -> Option<(u32, u64)> {
+    // Without XSAVE the image is that of FXSAVE, with a header that says x87 and SSE.
+    INFO.get().map(|info| (info.xsave_bytes, info.xcr0.max(3)))
+}
+
+/// Whether the guest has XSAVE.
+pub(crate) fn has_xsave() -> bool {
+    INFO.get().is_some_and(|info| info.xcr0 != 0)
+}
+
+impl Vm for DuneVm {
+    type Vcpu = DuneVcpu;
+
+    fn map_window(&mut self, gpa: u64, hva: usize, len: usize) -> Result<(), HostError> {
+        let (hva, size) = (hva as u64, len as u64);
+        let mut window = abi::dune_window { gpa, hva, size, ..Default::default() };
+        call(self.fd, abi::DUNE_VM_MAP_WINDOW, &mut window).map(drop).step("DUNE_VM_MAP_WINDOW")
+    }
+
+    fn create_vcpu(&mut self, _index: u32) -> Result<DuneVcpu, HostError> {
+        let mut config = abi::dune_vcpu_config::default();
+        let low = call(self.fd, abi::DUNE_VM_CREATE_VCPU, &mut config)
+            .step("DUNE_VM_CREATE_VCPU")? as i32;
+        let fd = raise(low);
+        sys::close(low);
+        let fd = fd?;
+        let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let request = [0, sys::PAGE_SIZE as u64, protection, libc::MAP_SHARED as u64, fd as u64, 0];
+        // SAFETY: a new mapping at an address of the kernel's choice. It is not inherited by a
+        // forked child: the module sees to that.
+        let run = unsafe { sys::call(libc::SYS_mmap, request) };
+        if run.is_err() {
+            sys::close(fd);
+        }
+        Ok(DuneVcpu { fd, run: run.step("mapping the run page")? as *mut dune_run, skip: (0, 0) })
+    }
+
+    fn owns(&self, fd: i32) -> bool {
+        self.fd == fd
+    }
+
+    fn abandon(&mut self) {
+        sys::close(self.fd);
+    }
+}
+
+impl DuneVcpu {
+    fn area(&mut self) -> &mut dune_run {
+        // SAFETY: mapped as long as the CPU lives, and only the thread that runs it looks, but for
+        // the kick flag, which is never used through this reference.
+        unsafe { &mut *self.run }
+    }
+
+    /// What CPUID says to the guest.
+    fn cpuid(&mut self) {
+        let info = INFO.get().expect("open asked");
+        let registers = self.registers();
+        let (leaf, index) = (registers.rax as u32, registers.rcx as u32);
+        let mut answer = __cpuid_count(leaf, index);
+        match (leaf, index) {
+            (1, _) => {
+                answer.ecx &= !(1 << 3 | 1 << 5); // MONITOR, VMX
+                if info.xcr0 == 0 {
+                    answer.ecx &= !(1 << 26 | 1 << 27); // XSAVE
+                }
+            }
+            (7, 0) => {
+                // PKU, WAITPKG, shadow stacks; AMX, user interrupts, branch tracking.
+                answer.ecx &= !(1 << 3 | 1 << 4 | 1 << 5 | 1 << 7);
+                answer.edx &= !(1 << 5 | 1 << 20 | 1 << 22 | 1 << 24 | 1 << 25);
+            }
+            (0xd, 0) => {
+                (answer.eax, answer.edx) = (info.xcr0 as u32, 0);
+                (answer.ebx, answer.ecx) = (info.xsave_bytes, info.xsave_bytes);
+            }
+            (0xd, 1) => {
+                answer.eax &= 0x7; // no XSAVES, no XFD
+                (answer.ebx, answer.ecx, answer.edx) = (0, 0, 0);
+            }
+            (0xd, 2..) if info.xcr0.checked_shr(index).unwrap_or(0) & 1 == 0 => {
+                (answer.eax, answer.ebx, answer.ecx, answer.edx) = (0, 0, 0, 0);
+            }
+            _ => {}
+        }
+        (registers.rax, registers.rbx) = (answer.eax.into(), answer.ebx.into());
+        (registers.rcx, registers.rdx) = (answer.ecx.into(), answer.edx.into());
+        let bytes = self.area().instruction_bytes;
+        self.registers().rip += u64::from(bytes);
+    }
+
+    /// Completes the instruction that the last exit was for.
+    fn complete(&mut self) {
+        let (rip, bytes) = self.skip;
+        if bytes != 0 && self.registers().rip == rip {
+            self.registers().rip = rip + u64::from(bytes);
+        }
+        self.skip = (0, 0);
+    }
+}
+
+fn segment(selector: u16, access_rights: u32) -> dune_segment {
+    dune_segment { limit: u32::MAX, access_rights, selector, ..Default::default() }
+}
+
+impl Vcpu for DuneVcpu {
+    fn start(&mut self, start: &Start) -> Result<(), HostError> {
+        let info = INFO.get().expect("open asked");
+        // Access rights as the VMCS has them: SDM 3C, "Format of Access Rights".
+        let data = segment(0, 0xc0f3);
+        let unusable = dune_segment { access_rights: 1 << 16, ..Default::default() };
+        let table = |base, limit: u16| dune_table { base, limit: limit.into(), reserved0: 0 };
+        let mut state = dune_state {
+            cs: segment(USER_CS, 0xa0fb),
+            ss: segment(USER_SS, 0xc0f3),
+            ds: unusable,
+            es: unusable,
+            fs: data,
+            gs: data,
+            tr: dune_segment {
+                base: start.tss,
+                limit: start.tss_limit,
+                access_rights: 0x8b,
+                selector: TSS_SELECTOR,
+                ..Default::default()
+            },
+            ldtr: unusable,
+            gdt: table(start.gdt, GDT_LIMIT),
+            idt: table(start.idt, IDT_LIMIT),
+            cr0: 0x8005_0033, // PG, AM, WP, NE, ET, MP, PE
+            cr3: start.cr3,
+            cr4: 0x5_0620 & info.cr4, // OSXSAVE, FSGSBASE, OSXMMEXCPT, OSFXSR, PAE
+            efer: 0xd01,              // NX, LMA, LME, SCE
+            star: STAR,
+            lstar: start.lstar,
+            fmask: SYSCALL_MASK,
+            ..Default::default()
+        };
+        call(self.fd, abi::DUNE_VCPU_SET_STATE, &mut state).step("DUNE_VCPU_SET_STATE")?;
+        self.skip = (0, 0);
+        let run = self.area();
+        (run.fs_base, run.gs_base) = (start.fs_base, start.gs_base);
+        run.immediate_exit = 0;
+        Ok(())
+    }
+
+    fn registers(&mut self) -> &mut Registers {
+        // SAFETY: 1. the registers are within the mapping, which `self` borrows. 2. Both
+        // structures are the same eighteen words, as asserted above.
+        unsafe { &mut *(&raw mut (*self.run).regs).cast::<Registers>() }
+    }
+
+    fn run(&mut self) -> Exit {
+        self.complete();
+        loop {
+            // SAFETY: the guest's memory is the program's, and guest code is the program.
+            let result = unsafe { sys::ioctl(self.fd, u64::from(abi::DUNE_VCPU_RUN), 0) };
+            let run = self.area();
+            match result {
+                Ok(_) => {}
+                Err(Errno(libc::EINTR)) => return Exit::Interrupted,
+                Err(errno) => return Exit::Failed(errno),
+            }
+            match run.exit_reason {
+                abi::DUNE_EXIT_CPUID => self.cpuid(),
+                abi::DUNE_EXIT_IO => {
+                    // SDM 3C, "Exit Qualification for I/O Instructions": bit 3 is the direction.
+                    let (what, port) = (run.qualification as u16, run.qualification >> 16);
+                    self.skip = (run.regs.rip, run.instruction_bytes);
+                    return if what & 8 == 0 && port < 256 {
+                        Exit::Port(port as u8)
+                    } else {
+                        Exit::Unexpected(abi::DUNE_EXIT_IO, port)
+                    };
+                }
+                abi::DUNE_EXIT_MEMORY => return Exit::NoMemory(Some(run.gpa)),
+                // #DB and #AC come here first (the module says why): deliver them.
+                abi::DUNE_EXIT_EXCEPTION => {
+                    let info = run.event_info;
+                    run.inject = info & (abi::DUNE_EVENT_VALID | abi::DUNE_EVENT_HAS_ERROR | 0x7ff);
+                    run.inject_error = run.event_error;
+                    if info & 0x700 != abi::DUNE_EVENT_EXCEPTION {
+                        run.inject = 0;
+                        return Exit::Unexpected(abi::DUNE_EXIT_EXCEPTION, info.into());
+                    }
+                }
+                abi::DUNE_EXIT_SHUTDOWN => return Exit::Shutdown,
+                other => return Exit::Unexpected(other, u64::from(run.vmx_reason)),
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        self.complete();
+    }
+
+    fn kick_flag(&self) -> *mut u8 {
+        // SAFETY: a field of the mapped page; its lowest byte comes first. No reference is made.
+        unsafe { (&raw mut (*self.run).immediate_exit).cast() }
+    }
+
+    fn fault_address(&mut self) -> Result<u64, HostError> {
+        Ok(self.area().cr2)
+    }
+
+    fn privilege(&mut self) -> Result<u8, HostError> {
+        let mut state = dune_state::default();
+        call(self.fd, abi::DUNE_VCPU_GET_STATE, &mut state).step("DUNE_VCPU_GET_STATE")?;
+        Ok(state.cs.selector as u8 & 3)
+    }
+
+    fn bases(&mut self) -> Result<(u64, u64), HostError> {
+        let run = self.area();
+        Ok((run.fs_base, run.gs_base))
+    }
+
+    fn set_bases(&mut self, fs: u64, gs: u64) -> Result<(), HostError> {
+        let run = self.area();
+        (run.fs_base, run.gs_base) = (fs, gs);
+        Ok(())
+    }
+
+    fn forget_exception(&mut self) -> Result<(), HostError> {
+        let run = self.area();
+        run.inject = 0;
+        run.flags = abi::DUNE_RUN_FORGET_EVENT;
+        Ok(())
+    }
+
+    fn xsave(&mut self, to: &mut Xsave) -> Result<(), HostError> {
+        let mut buffer = image(&raw const *to as u64);
+        call(self.fd, abi::DUNE_VCPU_GET_XSAVE, &mut buffer).map(drop).step("DUNE_VCPU_GET_XSAVE")
+    }
+
+    fn xrstor(&mut self, from: &Xsave) -> Result<(), HostError> {
+        let mut buffer = image(&raw const *from as u64);
+        call(self.fd, abi::DUNE_VCPU_SET_XSAVE, &mut buffer).map(drop).step("DUNE_VCPU_SET_XSAVE")
+    }
+
+    fn owns(&self, fd: i32) -> bool {
+        self.fd == fd
+    }
+
+    fn abandon(&mut self) {
+        sys::close(self.fd);
+    }
+}
+
+/// An image of 4096 bytes: larger components than AVX-512's are no guest's.
+fn image(addr: u64) -> dune_buffer {
+    dune_buffer { addr, size: size_of::<Xsave>() as u32, reserved0: 0 }
+}
