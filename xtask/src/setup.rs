@@ -57,6 +57,18 @@ const GUEST: &[Package] = &[
     ("pahole", "building a module for Linux 6.12 calls it"),
 ];
 
+/// What building the debug kernel of the guests needs.
+const DEBUG_KERNEL: &[Package] = &[
+    ("bison", "builds a kernel"),
+    ("flex", "builds a kernel"),
+    ("bc", "builds a kernel"),
+    ("libelf-dev", "builds a kernel"),
+    ("lz4", "compresses a kernel so that it is unpacked fast"),
+    ("gcc-12", "builds a kernel"),
+    ("make", "builds a kernel"),
+    ("xz-utils", "unpacks its source"),
+];
+
 /// `cargo xtask setup`
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -109,6 +121,11 @@ pub(crate) fn for_tests() -> anyhow::Result<()> {
 /// Installs [`GUEST`].
 pub(crate) fn for_guests() -> anyhow::Result<()> {
     install(GUEST)
+}
+
+/// Installs [`DEBUG_KERNEL`].
+pub(crate) fn for_debug_kernel() -> anyhow::Result<()> {
+    install(DEBUG_KERNEL)
 }
 
 /// Installs those of `packages` that are missing.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 use super::debian::Apt;
+use super::debug_kernel;
 use crate::cargo;
 
 /// Debian's smaller kernel, made for virtual machines.
@@ -22,16 +23,19 @@ pub(crate) enum Series {
     /// The newest long-term series for Debian 12: has `PAGEMAP_SCAN`
     #[value(name = "6.12")]
     V6_12,
+    /// Built from Debian's source of 6.1 with KASAN, lockdep, kmemleak and the like, and little else
+    Debug,
 }
 
 impl Series {
-    /// All of them.
-    pub(crate) const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
+    /// Those that are fetched; building the other takes some minutes.
+    pub(crate) const FETCHED: [Self; 2] = [Self::V6_1, Self::V6_12];
 
     fn name(self) -> &'static str {
         match self {
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
+            Self::Debug => "debug",
         }
     }
 }
@@ -64,6 +68,10 @@ impl Kernel {
         let lock = fs::File::create(guest.join("lock")).context("cannot make a lock file")?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
             .context("cannot lock build/guest/lock")?;
+        if series == Series::Debug {
+            let release = debug_kernel::built(&dir, &guest)?;
+            return Ok(Self { release, dir });
+        }
         if let Ok(release) = fs::read_to_string(&stamp) {
             return Ok(Self { release: release.trim().to_owned(), dir });
         }

@@ -3,6 +3,7 @@
 //! | Module | Holds |
 //! |---|---|
 //! | `debian`, `kernel`, `modules` | Debian's kernels, fetched and unpacked, and their modules |
+//! | `debug_kernel`, `debug.config` | a kernel that finds bugs, built from Debian's source |
 //! | `payload`, `program`, `cpio`, `init.sh` | the initramfs: busybox, modules, the test, its libraries |
 //! | `machine`, `tcg`, `bochs`, `emulator` | the emulated machine and its process |
 //! | `watch`, `verdict`, `files` | following the logs, judging by them, what was sent out |
@@ -12,6 +13,7 @@
 mod bochs;
 mod cpio;
 mod debian;
+mod debug_kernel;
 mod emulator;
 mod files;
 mod kernel;
@@ -79,6 +81,7 @@ build/guest/run.
 
   cargo xtask guest-test --host tcg                       the probe of the host itself
   cargo xtask guest-test --host bochs --kernel 6.12
+  cargo xtask guest-test --host tcg --kernel debug        builds that kernel first: some minutes, once
   cargo xtask guest-test --host tcg --suite               what the CI runs there
   cargo xtask guest-test --host tcg -p dune --test enter -- --nocapture
   cargo xtask guest-test --host bochs --no-kvm --module kmod/dune.ko -- kmod/tests/selftest -v
@@ -341,7 +344,7 @@ fn conclude(
 
 /// Fetches the kernels that are not there yet, and says where they are.
 pub(crate) fn fetch_kernels() -> anyhow::Result<()> {
-    for series in Series::ALL {
+    for series in Series::FETCHED {
         let kernel = Kernel::get(series)?;
         println!(
             "setup: Linux {}; modules: make -C {}",
