@@ -53,7 +53,7 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
     if !args.skip_setup {
         setup::for_guests()?;
     }
-    let series = args.kernel.map_or_else(|| Series::ALL.to_vec(), |one| vec![one]);
+    let series = args.kernel.map_or_else(|| Series::FETCHED.to_vec(), |one| vec![one]);
     let mut failed = false;
     for series in series {
         let dir = build(series)?;
