@@ -53,8 +53,8 @@ const SUITE: &[Entry] = &[
         environment: &[("BARCHAN_ORACLE_SECONDS", "10")],
         wanted: |host, series| host == Host::Tcg && series == Series::V6_12,
     },
-    // Guest mode: the runtime's own tests, those that say most in the time. `tasks` (a thousand threads)
-    // takes minutes in an emulator: by hand, `cargo xtask guest-test --host tcg -p dune --test tasks`.
+    // Guest mode: of the runtime's own tests those that say most in the time. The others take minutes in an
+    // emulator; by hand: `cargo xtask guest-test --host tcg -p dune --test tasks`.
     Entry {
         package: "dune",
         target: &["--test", "enter"],
@@ -67,32 +67,11 @@ const SUITE: &[Entry] = &[
         target: &["--test", "faults"],
         arguments: &["--show-output"],
         environment: &[],
-        wanted: |host, _| host != Host::Native,
-    },
-    Entry {
-        package: "dune",
-        target: &["--test", "protection"],
-        arguments: &["--show-output"],
-        environment: &[],
         wanted: |host, _| host == Host::Tcg,
     },
     Entry {
         package: "dune",
         target: &["--test", "dirty"],
-        arguments: &["--show-output"],
-        environment: &[],
-        wanted: |host, _| host != Host::Native,
-    },
-    Entry {
-        package: "dune",
-        target: &["--test", "signals"],
-        arguments: &["--show-output"],
-        environment: &[],
-        wanted: |host, _| host == Host::Tcg,
-    },
-    Entry {
-        package: "dune",
-        target: &["--test", "memory"],
         arguments: &["--show-output"],
         environment: &[],
         wanted: |host, _| host == Host::Tcg,
