@@ -41,9 +41,18 @@ enum Mode {
     Full,
     Incremental,
     Generational,
+    /// Generational, with a full collection after every two partial ones, whatever they cost.
+    Alternating,
+    /// The same with pauses of limited length.
+    AlternatingIncremental,
 }
 
 impl Mode {
+    fn has_time_limit(self) -> bool {
+        matches!(self, Self::Incremental | Self::AlternatingIncremental)
+    }
+
+    /// The modes that the stock collector has too.
     const ALL: [Self; 3] = [Self::Full, Self::Incremental, Self::Generational];
 
     fn environment(self) -> &'static [(&'static str, &'static str)] {
@@ -54,6 +63,14 @@ impl Mode {
             Self::Incremental => &[("GC_ENABLE_INCREMENTAL", "1")],
             Self::Generational => {
                 &[("GC_ENABLE_INCREMENTAL", "1"), ("GC_PAUSE_TIME_TARGET", "999999")]
+            }
+            Self::Alternating => &[
+                ("GC_ENABLE_INCREMENTAL", "1"),
+                ("GC_PAUSE_TIME_TARGET", "999999"),
+                ("GC_BARCHAN_POLICY", "alternate"),
+            ],
+            Self::AlternatingIncremental => {
+                &[("GC_ENABLE_INCREMENTAL", "1"), ("GC_BARCHAN_POLICY", "alternate")]
             }
         }
     }
@@ -91,7 +108,7 @@ impl Job<'_> {
         for _ in 0..2 {
             let outcome = self.run(directory);
             match &outcome.failure {
-                Some(how) if self.mode == Mode::Incremental && how.contains(HEAP_BOUND) => {
+                Some(how) if self.mode.has_time_limit() && how.contains(HEAP_BOUND) => {
                     println!("  again: the heap outgrew gctest's bound  {self}");
                 }
                 _ => return outcome,
@@ -119,7 +136,8 @@ impl Job<'_> {
             .env("LD_LIBRARY_PATH", self.collector.library_dir())
             .envs(self.mode.environment().iter().copied());
         if let Some(tracker) = self.tracker {
-            command.env(barchan::ENV, tracker.name());
+            // It is about dirty bits, so none of the collections that need none.
+            command.env(barchan::ENV, tracker.name()).env("GC_BARCHAN_POLICY", "partial");
         }
         let began = Instant::now();
         let status = command.status().expect("timeout (coreutils) is needed and starts");
@@ -219,6 +237,18 @@ fn plan<'a>(stock: &'a Collector, patched: &'a Collector, trackers: &[Source]) -
         }
         for program in &of_patched {
             jobs.push(Job { program: program.clone(), mode, collector: patched, tracker: None });
+        }
+    }
+    for mode in [Mode::Alternating, Mode::AlternatingIncremental] {
+        for program in &of_patched {
+            if !LONG_AND_ALIKE.contains(&program.as_str()) {
+                jobs.push(Job {
+                    program: program.clone(),
+                    mode,
+                    collector: patched,
+                    tracker: None,
+                });
+            }
         }
     }
     // Without a tracker named, the patched collector uses the first that works; so that one is

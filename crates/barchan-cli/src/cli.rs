@@ -182,6 +182,11 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) rounds: Option<u32>,
 
+    /// Run every configuration in every round, also those that took over 8 times as long as the
+    /// fastest in the same mode, which are not run again otherwise
+    #[arg(long)]
+    pub(crate) no_skip: bool,
+
     /// Run only this workload (may be repeated)
     #[arg(long, value_name = "W", value_parser = workload::names())]
     pub(crate) workload: Vec<String>,

@@ -13,6 +13,7 @@ mod runner;
 pub(crate) mod summary;
 pub(crate) mod workload;
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,6 +34,10 @@ use workload::Workload;
 /// Rounds of a full benchmark.
 const ROUNDS: u32 = 5;
 
+/// A configuration that took over so many times as long as the fastest one in its mode is not
+/// run again: nothing hangs on its median, and it would take most of the benchmark's time.
+pub(crate) const HOPELESS: f64 = 8.0;
+
 /// Exit code after ^C, as shells have it.
 const INTERRUPTED: u8 = 128 + 2;
 
@@ -46,6 +51,7 @@ struct Plan {
     pause_ms: u32,
     markers: u32,
     timeout: Duration,
+    no_skip: bool,
 }
 
 impl Plan {
@@ -60,6 +66,7 @@ impl Plan {
             pause_ms: args.pause_ms,
             markers: args.markers.unwrap_or(u32::try_from(cores).unwrap_or(1)),
             timeout: Duration::from_secs(args.timeout),
+            no_skip: args.no_skip,
         }
     }
 
@@ -88,6 +95,9 @@ impl Plan {
         words.extend(args.config.iter().map(|selector| format!("--config {selector}")));
         if let Some(scale) = args.scale {
             words.push(format!("--scale {scale}"));
+        }
+        if self.no_skip {
+            words.push("--no-skip".to_owned());
         }
         words.push(format!("--pause-ms {} --markers {}", self.pause_ms, self.markers));
         words.join(" ")
@@ -198,13 +208,25 @@ fn measure(
         configs: checked.iter().map(|(c, ready)| config_info(plan, *c, ready)).collect(),
         runs: Vec::new(),
     };
-    let mut order = schedule(plan.rounds, plan.workloads.len(), ready.len());
-    order.retain(|&(_, w, _)| report.workloads[w].unavailable.is_none());
-    let keys: Vec<Key> = order.iter().map(|&(_, workload, config)| (workload, config)).collect();
-    let mut progress = Progress::new(order.len());
-    for (i, &(round, w, c)) in order.iter().enumerate() {
+    let mut left = VecDeque::from(schedule(plan.rounds, plan.workloads.len(), ready.len()));
+    left.retain(|&(_, w, _)| report.workloads[w].unavailable.is_none());
+    let mut progress = Progress::new(left.len());
+    while let Some((round, w, c)) = left.pop_front() {
         let (workload, (config, ready)) = (plan.workloads[w], ready[c]);
-        progress.begin(&format!("round {round}: {} on {config}", workload.name), &keys[i..]);
+        if !plan.no_skip && is_hopeless(&report.runs, workload.name, config) {
+            let before = left.len();
+            left.retain(|&(_, workload, config)| (workload, config) != (w, c));
+            progress.skip(before - left.len() + 1);
+            progress.say(&format!(
+                "{config} takes over {HOPELESS} times as long on {} as the fastest in its mode: \
+                 not run again",
+                workload.name
+            ));
+            continue;
+        }
+        let keys: Vec<Key> =
+            std::iter::once((w, c)).chain(left.iter().map(|&(_, w, c)| (w, c))).collect();
+        progress.begin(&format!("round {round}: {} on {config}", workload.name), &keys);
         let begin = Instant::now();
         let outcome = runner::run(&job(layout, plan, workload, config, ready));
         if stop.load(Ordering::Relaxed) {
@@ -220,6 +242,26 @@ fn measure(
     }
     report.duration_s = progress.finish().as_secs_f64();
     report
+}
+
+/// Whether the configuration's first run on the workload says that more are a waste.
+fn is_hopeless(runs: &[Run], workload: &str, config: Config) -> bool {
+    let seconds = |run: &Run| match &run.outcome {
+        Outcome::Measured { sample } => Some(sample.total_s),
+        Outcome::Failed { .. } => None,
+    };
+    let of_config = |name: &str| {
+        runs.iter().find(|run| run.workload == workload && run.config == name).and_then(seconds)
+    };
+    let fastest = Config::all()
+        .into_iter()
+        .filter(|other| other.mode == config.mode)
+        .filter_map(|other| of_config(&other.to_string()))
+        .min_by(f64::total_cmp);
+    match (of_config(&config.to_string()), fastest) {
+        (Some(own), Some(fastest)) => own > HOPELESS * fastest,
+        _ => false,
+    }
 }
 
 fn job(layout: &Layout, plan: &Plan, workload: &Workload, config: Config, ready: &Ready) -> Job {
@@ -335,6 +377,32 @@ fn publish(layout: &Layout, args: &BenchArgs, measured: &Report) -> Result<ExitC
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_far_behind_in_its_own_mode_is_hopeless() {
+        let run = |config: &str, total_s: f64| Run {
+            workload: "list".to_owned(),
+            config: config.to_owned(),
+            round: 1,
+            outcome: Outcome::Measured {
+                sample: model::Sample { total_s, ..model::Sample::default() },
+            },
+        };
+        let runs = [
+            run("debian/full", 1.0),
+            run("pinned/generational/userfaultfd", 81.0),
+            run("debian/generational/mprotect", 70.0),
+            run("barchan/generational", 10.0),
+        ];
+        let hopeless = |name: &str| {
+            let config = Config::all().into_iter().find(|config| config.to_string() == name);
+            is_hopeless(&runs, "list", config.expect("a configuration"))
+        };
+        assert!(hopeless("pinned/generational/userfaultfd"));
+        assert!(!hopeless("debian/generational/mprotect"));
+        assert!(!hopeless("barchan/generational") && !hopeless("debian/full"));
+        assert!(!hopeless("barchan/incremental"), "it has not been run");
+    }
 
     #[test]
     fn each_round_has_every_pair_once_and_the_order_rotates() {

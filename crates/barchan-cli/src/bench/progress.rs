@@ -55,6 +55,14 @@ impl Progress {
         }
     }
 
+    /// So many of the runs will not be made.
+    pub(crate) fn skip(&mut self, count: usize) {
+        self.total -= count;
+        if let Some(bar) = &self.bar {
+            bar.set_length(self.total as u64);
+        }
+    }
+
     /// The run has ended.
     pub(crate) fn end(&mut self, key: Key, took: Duration) {
         self.done += 1;

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use super::{maybe, number, speed};
+use crate::bench::HOPELESS;
 use crate::bench::compare::{self, Verdict};
+use crate::bench::config::Mode;
 use crate::bench::model::{Report, WorkloadInfo};
 use crate::bench::summary::{self, Cell, Row};
 
@@ -62,6 +64,9 @@ fn workload_table(report: &Report, workload: &WorkloadInfo) -> String {
         match &row {
             Row::Measured { cell, .. } => {
                 line(&mut out, format_args!("  {name:<32} {}", numbers(cell)));
+                if let Some(note) = fewer_rounds(report, row.failures().len(), cell) {
+                    notes.push(format!("‡ {name}: {note}"));
+                }
                 if cell.gave_up {
                     notes.push(format!("† {name}: the collector left incremental mode on its way"));
                 }
@@ -75,6 +80,17 @@ fn workload_table(report: &Report, workload: &WorkloadInfo) -> String {
         line(&mut out, format_args!("  {note}"));
     }
     out
+}
+
+/// Why a configuration has fewer rounds than the others, if none of them failed.
+fn fewer_rounds(report: &Report, failures: usize, cell: &Cell) -> Option<String> {
+    let missing = report.rounds as usize - (cell.rounds + failures).min(report.rounds as usize);
+    (missing > 0 && !report.interrupted).then(|| {
+        format!(
+            "{} of {} rounds, as it took over {HOPELESS} times as long as the fastest in its mode",
+            cell.rounds, report.rounds
+        )
+    })
 }
 
 fn numbers(cell: &Cell) -> String {
@@ -118,6 +134,26 @@ fn comparison(report: &Report) -> String {
     );
     for verdict in &verdicts {
         line(&mut out, format_args!("  {}", verdict_line(verdict)));
+    }
+    for verdict in &verdicts {
+        if let Some((baseline, time)) = &verdict.gave_up {
+            let judged = match time.passed {
+                _ if verdict.mode == Mode::Incremental => "not judged: it keeps no limit of pauses",
+                true => "✓",
+                false => "✗",
+            };
+            line(
+                &mut out,
+                format_args!(
+                    "  † {} {}: {baseline} left the mode on its way and was faster than the \
+                     baseline above; time {:.2} (≤{:.2}) {judged}",
+                    verdict.workload,
+                    verdict.mode.name(),
+                    time.ratio(),
+                    time.allowed
+                ),
+            );
+        }
     }
     let passed = verdicts.iter().filter(|verdict| verdict.passed()).count();
     line(
