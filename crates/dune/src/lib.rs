@@ -18,6 +18,7 @@
 //! | [`effects`] | which memory a system call writes |
 //! | [`harvest`] | reading and clearing D bits |
 //! | [`inside`] | entries, dirty bits and the TLB, for code in guest mode |
+//! | [`dirty_bits`] | the same dirty bits, for other libraries of the process |
 //! | [`stats`] | counts |
 //!
 //! What it is not: a sandbox. The program can reach everything that it could without, the monitor's
@@ -26,6 +27,7 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("guest mode is for x86-64 Linux");
 
+pub mod dirty_bits;
 pub mod effects;
 pub mod harvest;
 pub mod host;

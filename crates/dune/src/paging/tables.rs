@@ -104,6 +104,13 @@ impl<M: TableMemory> Tables<M> {
         self.leaf_table(gva).ok().map(|table| &table.0[index(gva, 0)])
     }
 
+    /// The `count` entries from the one for the page at `gva` on, all of one table, if it exists.
+    #[must_use]
+    pub fn entries(&self, gva: u64, count: usize) -> Option<&[AtomicU64]> {
+        let first = index(gva, 0);
+        self.leaf_table(gva).ok().and_then(|table| table.0.get(first..first + count))
+    }
+
     /// Maps the pages of `range`, which lies within one table of the lowest level, to the frames
     /// from `gpa` on. Entries that already are present with these rights keep their bits.
     ///
@@ -135,12 +142,13 @@ impl<M: TableMemory> Tables<M> {
         });
     }
 
-    /// Sets the dirty bits of what is present and writable in `range`: the kernel wrote there.
+    /// Sets the dirty bits of what is present in `range`: it was written by the kernel, or counts as
+    /// written. (The kernel may write where the program may not.)
     pub fn mark_dirty(&self, range: Range<u64>) {
         self.for_each_table(range, |table, slots| {
             for entry in &table.0[slots] {
                 let value = entry.load(Ordering::Relaxed);
-                let settable = (Flags::PRESENT | Flags::WRITABLE).bits();
+                let settable = Flags::PRESENT.bits();
                 if value & settable == settable && value & Flags::DIRTY.bits() == 0 {
                     // Fails only if the processor or another thread changed it meanwhile.
                     let _ = entry.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |now| {
@@ -249,17 +257,20 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_writes_dirty_what_is_writable() {
+    fn the_kernels_writes_dirty_what_is_present() {
         let mut tables = Tables::new(Heap::default()).expect("memory");
         let gva = TABLE_SPAN - PAGE;
         let dirty = Flags::DIRTY.bits();
         tables.fill(gva..gva + PAGE, 0x5000, READ_WRITE.flags()).expect("memory");
         let next = TABLE_SPAN;
         tables.fill(next..next + PAGE, 0x6000, READ.flags()).expect("memory");
-        tables.entry(gva).expect("a table").fetch_and(!dirty, Ordering::Relaxed);
+        for page in [gva, next] {
+            tables.entry(page).expect("a table").fetch_and(!dirty, Ordering::Relaxed);
+        }
         tables.mark_dirty(gva + 5..next + 5);
         assert_ne!(value(&tables, gva) & dirty, 0);
-        assert_eq!(value(&tables, next) & dirty, 0);
+        assert_ne!(value(&tables, next) & dirty, 0);
+        assert_eq!(value(&tables, next + PAGE), 0);
     }
 
     #[test]
