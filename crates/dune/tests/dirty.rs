@@ -124,11 +124,16 @@ fn a_read_that_waits_counts_as_writing_while_it_does() {
         // SAFETY: two descriptors.
         assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
         let buffer = start as usize + 7 * PAGE;
+        let id = Arc::new(AtomicU64::new(0));
+        let told = Arc::clone(&id);
         let reader = std::thread::spawn(move || {
-            // SAFETY: a buffer in the mapping.
-            unsafe { libc::read(pipe[0], buffer as *mut _, 1) }
+            // SAFETY: no arguments; then a buffer in the mapping.
+            unsafe {
+                told.store(libc::gettid() as u64, Ordering::Release);
+                libc::read(pipe[0], buffer as *mut _, 1)
+            }
         });
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        wait_for_call(&id, libc::SYS_read);
         for _ in 0..3 {
             assert!(collect(inside, start, 16).contains(&7), "it may come at any time");
         }
@@ -138,6 +143,19 @@ fn a_read_that_waits_counts_as_writing_while_it_does() {
         assert!(collect(inside, start, 16).contains(&7));
         assert!(!collect(inside, start, 16).contains(&7));
     });
+}
+
+/// Waits until the thread whose id comes to be in `id` waits in call `nr` of the kernel's.
+fn wait_for_call(id: &AtomicU64, nr: i64) {
+    for _ in 0..10_000 {
+        let thread = id.load(Ordering::Acquire);
+        let call = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall"));
+        if call.is_ok_and(|text| text.split(' ').next() == Some(&nr.to_string())) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    panic!("the thread does not come to wait in call {nr}");
 }
 
 #[test]

@@ -42,15 +42,17 @@ pub(crate) struct UnderWay {
 
 impl UnderWay {
     fn publish(&self, state: u32, ranges: impl Iterator<Item = Range<u64>>) {
-        let version = self.version.load(Ordering::Relaxed);
-        self.version.store(version.wrapping_add(1), Ordering::Relaxed);
+        // It is odd already in a forked child whose parent's other thread was writing here, and must not stay
+        // odd: every later reading would come to "everything".
+        let version = self.version.load(Ordering::Relaxed) | 1;
+        self.version.store(version, Ordering::Relaxed);
         fence(Ordering::Release);
         for (slot, range) in self.ranges.iter().zip(ranges) {
             slot[0].store(range.start, Ordering::Relaxed);
             slot[1].store(range.end, Ordering::Relaxed);
         }
         self.state.store(state, Ordering::Relaxed);
-        self.version.store(version.wrapping_add(2), Ordering::Release);
+        self.version.store(version.wrapping_add(1), Ordering::Release);
         // The kernel's stores of the call come after; a reader that has cleared a D bit before one of
         // them sees this record, or its own clearing comes after the mark.
         fence(Ordering::SeqCst);
@@ -248,5 +250,28 @@ impl Process for Caller {
         }
         words.robust_list = head;
         Some(words)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_a_fork_caught_half_written_is_right_again() {
+        // SAFETY: zero bytes are a record without ranges.
+        let record: UnderWay = unsafe { core::mem::zeroed() };
+        record.publish(1, core::iter::once(0x1000..0x2000));
+        // What a forked child finds if its parent's other thread was in the middle of `publish`.
+        record.version.fetch_add(1, Ordering::Relaxed);
+        assert!(!record.read(|_| ()), "half written is everything");
+        for round in 0..3 {
+            record.publish(1, core::iter::once(0x5000..0x6000 + round));
+            let mut found = Vec::new();
+            assert!(record.read(|range| found.push(range)), "round {round}");
+            assert_eq!(found.as_slice(), std::slice::from_ref(&(0x5000..0x6000 + round)));
+        }
+        record.publish(NONE, core::iter::empty());
+        assert!(record.read(|_| panic!("nothing is under way")));
     }
 }

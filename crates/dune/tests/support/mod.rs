@@ -1,12 +1,43 @@
 //! Running a test's body in guest mode: in a forked child, with a time limit.
+//!
+//! A forked child has one thread, and what other threads held when it was made stays locked in it for
+//! ever. The harness starts and ends threads all the while, and the standard library takes a lock of its own
+//! for each (its list of guard pages, of which the C library's `fork` knows nothing): a child made in such a
+//! moment hangs in the first thread that its body starts. So nothing is forked from a process that runs
+//! several tests: each test runs whole in a process of its own ([`elsewhere`]), where the harness only waits.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::cell::Cell;
 use std::io::Read as _;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Emulated hosts are a hundred times slower, and the machine may be busy.
 const LIMIT: Duration = Duration::from_secs(120);
+/// How often it is looked whether something has come about.
+const STEP: Duration = Duration::from_millis(2);
+/// What a step counts at most.
+const LONGEST_STEP: Duration = Duration::from_millis(100);
+
+/// Waits until `done` says so; `false` if it does not within [`LIMIT`].
+///
+/// Time in which this thread did not run either does not count: whole machines stand still (an emulator that
+/// is stopped, a container that is frozen), and nobody could have been done then.
+fn wait_until(mut done: impl FnMut() -> bool) -> bool {
+    let mut waited = Duration::ZERO;
+    while !done() {
+        if waited > LIMIT {
+            return false;
+        }
+        let start = Instant::now();
+        std::thread::sleep(STEP);
+        waited += start.elapsed().min(LONGEST_STEP);
+    }
+    true
+}
+
+/// Set in a process that runs one test alone.
+const ALONE: &str = "BARCHAN_DUNE_TEST_ALONE";
 
 /// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +55,37 @@ pub(crate) fn end(status: i32) -> End {
     }
 }
 
+/// Runs the calling test, from its beginning to its end, in a process of its own, and fails if it fails there;
+/// `false` in that process. After `true` the caller has nothing left to do here, whatever it had in mind.
+fn elsewhere() -> bool {
+    std::thread_local!(static DONE: Cell<bool> = const { Cell::new(false) });
+    if std::env::var_os(ALONE).is_some() {
+        return false;
+    }
+    if DONE.replace(true) {
+        return true;
+    }
+    let thread = std::thread::current();
+    let name = thread.name().expect("the harness names its threads after tests");
+    let output = std::process::Command::new(std::env::current_exe().expect("/proc is mounted"))
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(ALONE, "1")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("the test's own program starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    said.lines().filter(|line| line.starts_with("skipped")).for_each(|line| println!("{line}"));
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{name}, in a process of its own: {}\n{said}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    true
+}
+
 /// Whether guest mode is to be had; prints why not.
-pub(crate) fn available() -> bool {
+fn available() -> bool {
     if let Err(error) = dune::host::open() {
         println!("skipped: no guest mode here: {error}");
         return false;
@@ -34,9 +94,10 @@ pub(crate) fn available() -> bool {
 }
 
 /// Runs `body` in guest mode in a child of its own; what the child printed and how it ended. `None`:
-/// there is no guest mode here, and the reason is printed.
+/// that was done in another process ([`elsewhere`]), or there is no guest mode here, and the reason is
+/// printed.
 pub(crate) fn run(body: impl FnOnce()) -> Option<(End, String)> {
-    if !available() {
+    if elsewhere() || !available() {
         return None;
     }
     Some(run_in_child(|| {
@@ -50,8 +111,33 @@ pub(crate) fn run(body: impl FnOnce()) -> Option<(End, String)> {
     }))
 }
 
-/// Runs `body` in a child, natively.
-pub(crate) fn run_in_child(body: impl FnOnce()) -> (End, String) {
+/// As [`run`], but natively.
+pub(crate) fn run_natively(body: impl FnOnce()) -> Option<(End, String)> {
+    (!elsewhere()).then(|| run_in_child(body))
+}
+
+/// Waits until this process has only the harness' thread and the test's: others end, and may hold locks
+/// until they have.
+fn alone() {
+    let threads = || std::fs::read_dir("/proc/self/task").expect("/proc is mounted").count();
+    assert!(wait_until(|| threads() <= 2), "a thread is left, and a child misses what it holds");
+}
+
+/// What each thread of a process does, as far as the kernel tells.
+fn threads_of(pid: i32) -> String {
+    let mut text = String::new();
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        text += &format!("thread {}:", thread.file_name().to_string_lossy());
+        for file in ["stat", "wchan", "syscall", "stack"] {
+            let read = std::fs::read_to_string(thread.path().join(file)).unwrap_or_default();
+            text += &format!(" {file}: {}\n", read.trim());
+        }
+    }
+    text
+}
+
+fn run_in_child(body: impl FnOnce()) -> (End, String) {
+    alone();
     let mut pipe = [0; 2];
     // SAFETY: two descriptors go into the array.
     assert_eq!(unsafe { libc::pipe2(pipe.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
@@ -78,23 +164,16 @@ pub(crate) fn run_in_child(body: impl FnOnce()) -> (End, String) {
         let _ = std::fs::File::from(out).read_to_end(&mut text);
         String::from_utf8_lossy(&text).into_owned()
     });
-    let start = Instant::now();
     let mut status = 0;
-    loop {
-        // SAFETY: our child.
-        let done = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
-        if done == pid {
-            break;
-        }
-        if start.elapsed() > LIMIT {
-            // SAFETY: the child's group; then the child is reaped.
-            unsafe {
-                libc::kill(-pid, libc::SIGKILL);
-                libc::waitpid(pid, &raw mut status, 0);
-            }
-            panic!("the guest did not end within {LIMIT:?}: {}", reader.join().unwrap_or_default());
-        }
-        std::thread::sleep(Duration::from_millis(2));
+    // SAFETY: our child.
+    let reap = |how, status: &mut i32| unsafe { libc::waitpid(pid, status, how) } == pid;
+    if !wait_until(|| reap(libc::WNOHANG, &mut status)) {
+        let found = threads_of(pid);
+        // SAFETY: the child's group, which has not been reaped.
+        unsafe { libc::kill(-pid, libc::SIGKILL) };
+        reap(0, &mut status);
+        let said = reader.join().unwrap_or_default();
+        panic!("the guest did not end within {LIMIT:?}: {said}\n{found}");
     }
     (end(status), reader.join().expect("the reader ends"))
 }
