@@ -79,6 +79,10 @@ typedef enum barchan_source {
    * Every page is always dirty.
    */
   BARCHAN_SOURCE_ALL_DIRTY = 5,
+  /**
+   * The guest's page tables, in a process in guest mode (barchan run --dune).
+   */
+  BARCHAN_SOURCE_GUEST_PTE = 6,
 } barchan_source;
 
 /**
@@ -147,14 +151,15 @@ uint32_t barchan_version(void);
 /**
  * Opens a tracker into *out.
  *
- * BARCHAN_SOURCE_AUTO: what BARCHAN_TRACKER in the environment names (pagemap-scan, userfaultfd,
- * soft-dirty, mprotect, all-dirty, auto), or else the best that works when tried. A source that is
+ * BARCHAN_SOURCE_AUTO: what BARCHAN_TRACKER in the environment names (guest-pte, pagemap-scan,
+ * userfaultfd, soft-dirty, mprotect, all-dirty, auto), or else the best that works when tried. A source that is
  * forced and not there is an error, whose text says why and what would give it.
  *
  * # Safety
  * `out` is NULL or points to room for a pointer.
  */
-enum barchan_status barchan_tracker_open(enum barchan_source source, struct barchan_tracker **out);
+enum barchan_status barchan_tracker_open(enum barchan_source source,
+                                         struct barchan_tracker **out);
 
 /**
  * Closes a tracker; NULL does nothing. While it has regions it stays open, and

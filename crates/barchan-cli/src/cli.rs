@@ -99,6 +99,7 @@ Examples:
   barchan run --mode incremental --pause-ms 5 -- w3m -dump page.html
   barchan run --tracker mprotect --stats stats.json -- ecl --shell test.lisp
   barchan run --dune -- python3 script.py
+  barchan run --dune --tracker guest-pte -- guile script.scm
 
 With --dune the program, and every program that it executes, runs in guest mode: any that is
 dynamically linked. Without it the program must load libgc.so.1 dynamically. Its own output is left alone: the summary
@@ -126,9 +127,9 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, default_value_t = RunOn::Barchan)]
     pub(crate) collector: RunOn,
 
-    /// Run it in guest mode, on a virtual CPU with page tables of its own; its collector, if it has
-    /// one, is left as it is
-    #[arg(long, conflicts_with_all = ["tracker", "mode", "pause_ms", "markers", "collector"])]
+    /// Run it in guest mode, on a virtual CPU with page tables of its own. With --tracker it also gets
+    /// the collector, in the mode asked for; else its collector, if it has one, is left as it is
+    #[arg(long)]
     pub(crate) dune: bool,
 
     /// Also write the summary as JSON to FILE

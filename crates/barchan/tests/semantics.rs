@@ -393,7 +393,7 @@ fn statistics_count() {
         assert!(after.pages_reported - before.pages_reported >= 5);
         let faults = after.faults.zip(before.faults).map(|(after, before)| after - before);
         match tracker.source() {
-            Source::PagemapScan | Source::SoftDirty => assert_eq!(faults, None),
+            Source::GuestPte | Source::PagemapScan | Source::SoftDirty => assert_eq!(faults, None),
             Source::AllDirty => assert_eq!(faults, Some(0)),
             _ => assert_eq!(faults, Some(5)),
         }
@@ -420,4 +420,9 @@ fn auto_is_the_best_that_works_and_the_environment_forces() {
     in_child("BARCHAN_TRACKER=nonsense", || {
         with_env("nonsense").is_err_and(|why| why.to_string().contains("pagemap-scan userfaultfd"))
     });
+}
+
+#[test]
+fn all_of_this_in_guest_mode() {
+    common::again_in_guest_mode();
 }

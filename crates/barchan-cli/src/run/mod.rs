@@ -51,9 +51,13 @@ pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
     command.args(arguments);
     if args.dune {
         let library = build::dune_library(layout)?;
-        command
-            .env("LD_PRELOAD", prepend(&library, "LD_PRELOAD"))
-            .env("BARCHAN_DUNE_DIR", records.path());
+        if args.tracker.is_some() {
+            let library_dir = library_dir(layout, args.collector)?;
+            set_environment(&mut command, args, &library_dir, &library, records.path());
+        } else {
+            command.env("LD_PRELOAD", prepend(&library, "LD_PRELOAD"));
+        }
+        command.env("BARCHAN_DUNE_DIR", records.path());
     } else {
         let library_dir = library_dir(layout, args.collector)?;
         let preload = build::preload(layout)?;
