@@ -46,6 +46,8 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_possible() {
         (&["run"], "PROG"),
         (&["run", "--tracker", "nope", "--", "true"], "possible values: guest-pte, pagemap-scan"),
         (&["run", "--mode", "fast", "--", "true"], "possible values: full"),
+        (&["run", "--dune", "--mode", "full", "--", "true"], "cannot be used with --dune unless"),
+        (&["run", "--dune", "--markers", "2", "--", "true"], "cannot be used with --dune unless"),
         (&["run", "--markers", "0", "--", "true"], "not in 1..=256"),
         (&["build", "--only", "nope"], "possible values: stock"),
         (&["report"], "FILE.json"),

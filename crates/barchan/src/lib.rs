@@ -70,6 +70,8 @@ extern crate alloc;
 compile_error!("barchan tracks writes by the means of Linux");
 
 pub mod bitmap;
+#[cfg(feature = "std")]
+mod choice;
 mod error;
 mod page_range;
 pub mod policy;
@@ -92,9 +94,11 @@ pub use error::{Errno, ErrorKind, OpenError, RegionError, Unavailable};
 pub use page_range::{PAGE_SIZE, PageRange, RangeError};
 pub use policy::{HotPagePolicy, HotPages};
 pub use source::{KernelWrites, Source, UnknownSource};
-pub use stats::Stats;
+pub use stats::{Measured, Stats};
 pub use write_tracker::WriteTracker;
 
+#[cfg(feature = "std")]
+pub use choice::measured;
 #[cfg(feature = "std")]
 pub use probe::probe;
 #[cfg(feature = "std")]
