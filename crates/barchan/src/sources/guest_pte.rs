@@ -64,7 +64,7 @@ fn runtime() -> Result<&'static DirtyBits, Unavailable> {
     if found.is_null() {
         return Err(unavailable(
             ErrorKind::Unsupported,
-            "this process does not run in guest mode",
+            "looking for the guest-mode runtime in this process",
             "start the program with `barchan run --dune`",
         ));
     }
@@ -90,7 +90,7 @@ fn runtime() -> Result<&'static DirtyBits, Unavailable> {
             };
             Err(unavailable(
                 ErrorKind::Unsupported,
-                "the guest-mode runtime gives no dirty bits",
+                "asking the guest-mode runtime for its dirty bits",
                 why,
             ))
         }
