@@ -128,6 +128,9 @@ pub(crate) fn wrote(range: Range<u64>) {
 }
 
 fn mark(range: Range<u64>) {
+    // The kernel's stores are visible before it is decided that a D bit is set already: whoever clears
+    // that bit afterwards, and reports the page, then reads what was stored.
+    fence(Ordering::SeqCst);
     if let Some(tables) = space::view() {
         tables.mark_dirty(range);
     }
