@@ -20,7 +20,6 @@ use crate::calls::{CALL_HANDLE_FAULTS, CALL_INSIDE, CALL_POPULATE, written};
 use crate::faults::{self, FaultHandler};
 use crate::harvest;
 use crate::paging::{ENTRIES, Flags, HELD, PAGE, TABLE_SPAN, USER_END};
-use crate::process::thread;
 use crate::shootdown::{FlushLocal, Scope};
 use crate::space::cpu_tables::{FLUSH, FLUSH_PAGE};
 use crate::space::{self};
@@ -351,12 +350,7 @@ impl Inside {
     /// forget it, makes every CPU of the machine flush before it runs on (KVM: the MMU notifier's
     /// `kvm_flush_remote_tlbs`). A host that shadows the tables reads them again at this CPU's own flush,
     /// for all CPUs that share them.
-    ///
-    /// With one CPU there are no others: one that is made later starts with nothing to flush.
     pub fn flush_everywhere(self) {
-        if thread::only_one() {
-            return self.flush();
-        }
         let page = dummy_page();
         // SAFETY: a page of ours that nobody reads.
         unsafe {

@@ -106,11 +106,6 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Thread> {
     (0..USED.load(Ordering::Acquire)).map(record)
 }
 
-/// Whether this process has, and has had, one thread in guest mode only: so the calling one.
-pub(crate) fn only_one() -> bool {
-    USED.load(Ordering::Acquire) <= 1
-}
-
 impl Thread {
     /// Takes a slot, with a CPU.
     ///
