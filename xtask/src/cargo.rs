@@ -70,6 +70,30 @@ pub(crate) fn test_program(
         .with_context(|| format!("cargo did not say where {package}'s {} is", target.join(" ")))
 }
 
+/// Builds the shared library `name` of a package, optimised, and returns its path.
+pub(crate) fn shared_library(package: &str, name: &str) -> anyhow::Result<PathBuf> {
+    let output = cargo(&["build", "--release", "--package", package, "--message-format", "json"])?
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("cargo build --release -p {package} failed");
+    }
+    let file = format!("lib{name}.so");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut built = text.lines().filter_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let names = message.get("filenames")?.as_array()?.clone();
+        names
+            .iter()
+            .filter_map(|path| path.as_str())
+            .map(PathBuf::from)
+            .find(|path| path.ends_with(&file))
+    });
+    built.next_back().with_context(|| format!("cargo did not say where {package}'s {file} is"))
+}
+
 /// The last executable in cargo's messages, of the target `name` if one is given.
 fn executable(messages: &str, name: Option<&str>) -> Option<PathBuf> {
     let mut messages = messages.lines().filter_map(|line| {

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const TRACKERS: [&str; 6] =
-    ["auto", "pagemap-scan", "userfaultfd", "soft-dirty", "mprotect", "all-dirty"];
+const TRACKERS: [&str; 7] =
+    ["auto", "guest-pte", "pagemap-scan", "userfaultfd", "soft-dirty", "mprotect", "all-dirty"];
 
 /// Where cargo put the libraries of the profile under test.
 fn libraries() -> PathBuf {

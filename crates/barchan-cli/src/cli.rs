@@ -51,6 +51,9 @@ pub(crate) enum Command {
     /// Enter guest mode, measure, print JSON and end: what `doctor` starts to know the host
     #[command(hide = true)]
     GuestProbe,
+    /// Choose a source of dirty bits automatically and print it as JSON: what `doctor` starts in guest mode
+    #[command(hide = true)]
+    SourceProbe,
 }
 
 /// `barchan build`
@@ -99,36 +102,37 @@ Examples:
   barchan run --mode incremental --pause-ms 5 -- w3m -dump page.html
   barchan run --tracker mprotect --stats stats.json -- ecl --shell test.lisp
   barchan run --dune -- python3 script.py
+  barchan run --dune --tracker guest-pte -- guile script.scm
 
 With --dune the program, and every program that it executes, runs in guest mode: any that is
-dynamically linked. Without it the program must load libgc.so.1 dynamically. Its own output is left alone: the summary
-goes to standard error when it ends, by whatever means. The exit code is the program's,
-128 + N if signal N ended it, 127 if it could not be started.")]
+dynamically linked. With --tracker too it runs there on the collector, in the mode asked for; with
+--dune alone its collector, if it has one, is left as it is. Without --dune the program must load
+libgc.so.1 dynamically. Its own output is left alone: the summary goes to standard error when it ends,
+by whatever means. The exit code is the program's, 128 + N if signal N ended it, 127 if it could not be
+started.")]
 pub(crate) struct RunArgs {
-    /// Source of dirty bits [default: the best this machine has]
+    /// Source of dirty bits; auto: the best this machine has [default: auto]
     #[arg(long, value_name = "TRACKER", value_parser = crate::run::trackers())]
     pub(crate) tracker: Option<String>,
 
-    /// What the collector does with them
-    #[arg(long, value_enum, default_value_t = Mode::Generational)]
-    pub(crate) mode: Mode,
+    /// What the collector does with them [default: generational]
+    #[arg(long, value_enum)]
+    pub(crate) mode: Option<Mode>,
 
-    /// Pause that incremental mode aims at, in milliseconds
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_PAUSE_MS,
-          value_parser = clap::value_parser!(u32).range(1..=999_998))]
-    pub(crate) pause_ms: u32,
+    /// Pause that incremental mode aims at, in milliseconds [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=999_998))]
+    pub(crate) pause_ms: Option<u32>,
 
     /// Threads that mark [default: the collector decides, one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) markers: Option<u32>,
 
-    /// Collector to run on: the patched one, the pinned upstream, or the system's
-    #[arg(long, value_enum, default_value_t = RunOn::Barchan)]
-    pub(crate) collector: RunOn,
+    /// Collector to run on: the patched one, the pinned upstream, or the system's [default: barchan]
+    #[arg(long, value_enum)]
+    pub(crate) collector: Option<RunOn>,
 
-    /// Run it in guest mode, on a virtual CPU with page tables of its own; its collector, if it has
-    /// one, is left as it is
-    #[arg(long, conflicts_with_all = ["tracker", "mode", "pause_ms", "markers", "collector"])]
+    /// Run it in guest mode, on a virtual CPU with page tables of its own
+    #[arg(long)]
     pub(crate) dune: bool,
 
     /// Also write the summary as JSON to FILE
@@ -138,6 +142,42 @@ pub(crate) struct RunArgs {
     /// The program and its arguments, after --
     #[arg(last = true, required = true, value_name = "PROG ARGS")]
     pub(crate) program: Vec<std::ffi::OsString>,
+}
+
+impl RunArgs {
+    /// What says how the collector is to run, where guest mode leaves the program its own; clap cannot say
+    /// that these need a third.
+    pub(crate) fn conflict(&self) -> Option<String> {
+        let given = [
+            ("--mode", self.mode.is_some()),
+            ("--pause-ms", self.pause_ms.is_some()),
+            ("--markers", self.markers.is_some()),
+            ("--collector", self.collector.is_some()),
+        ];
+        let given: Vec<_> = given.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect();
+        (self.dune && self.tracker.is_none() && !given.is_empty()).then(|| {
+            format!(
+                "{} cannot be used with --dune unless --tracker is given too: the program's own \
+                 collector is left as it is (--tracker auto takes the best source)",
+                given.join(", ")
+            )
+        })
+    }
+
+    /// The mode.
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode.unwrap_or(Mode::Generational)
+    }
+
+    /// The pause that incremental mode aims at.
+    pub(crate) fn pause_ms(&self) -> u32 {
+        self.pause_ms.unwrap_or(DEFAULT_PAUSE_MS)
+    }
+
+    /// The collector.
+    pub(crate) fn collector(&self) -> RunOn {
+        self.collector.unwrap_or(RunOn::Barchan)
+    }
 }
 
 /// A mode of the collector, as a user asks for it.

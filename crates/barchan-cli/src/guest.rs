@@ -3,10 +3,12 @@
 //! Entering cannot be undone, so it is tried in a process of its own: this program, started again
 //! with a hidden subcommand.
 
+use std::ffi::OsStr;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use barchan_boehm::{Error, ErrorKind, Result};
+use barchan_boehm::{Error, ErrorKind, Layout, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// How long the trial may take.
@@ -25,6 +27,63 @@ pub(crate) struct GuestMode {
     pub(crate) enter_us: Option<u64>,
     pub(crate) system_call_ns: Option<u64>,
     pub(crate) why: Option<String>,
+    /// What the automatic choice of a source comes to there.
+    pub(crate) source: Option<SourceChoice>,
+}
+
+/// The source of dirty bits that is chosen automatically in guest mode, and why.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct SourceChoice {
+    pub(crate) name: Option<String>,
+    /// What a page costs that is written once between two collections, where both sources work.
+    pub(crate) guest_pte_ns: Option<u64>,
+    pub(crate) pagemap_scan_ns: Option<u64>,
+    /// Why it is not known.
+    pub(crate) why: Option<String>,
+}
+
+/// `barchan source-probe`
+pub(crate) fn probe_source() -> Result<ExitCode> {
+    let opened = barchan::Tracker::builder().ignore_env().open();
+    let measured = opened.as_ref().ok().and_then(|tracker| tracker.stats().measured);
+    let found = SourceChoice {
+        name: opened.as_ref().ok().map(|tracker| tracker.source().name().to_owned()),
+        guest_pte_ns: measured.map(|measured| measured.guest_pte_ns),
+        pagemap_scan_ns: measured.map(|measured| measured.pagemap_scan_ns),
+        why: opened.as_ref().err().map(ToString::to_string),
+    };
+    print_json(&found)
+}
+
+fn print_json(found: &impl Serialize) -> Result<ExitCode> {
+    let text = serde_json::to_string(found)
+        .map_err(|e| Error::new(ErrorKind::BadResult, format!("cannot write JSON: {e}")))?;
+    println!("{text}");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lets the library choose in guest mode, with the runtime that is built already.
+fn try_source(layout: Option<&Layout>) -> SourceChoice {
+    let library = layout.map(|layout| layout.root().join("target/release/libbarchan_dune.so"));
+    let Some(library) = library.filter(|library| library.is_file()) else {
+        return SourceChoice {
+            name: None,
+            guest_pte_ns: None,
+            pagemap_scan_ns: None,
+            why: Some(
+                "the runtime that is preloaded is not built: cargo build --release --package \
+                 dune-preload"
+                    .to_owned(),
+            ),
+        };
+    };
+    let preload = [("LD_PRELOAD", library.as_os_str())];
+    run("source-probe", &preload).unwrap_or_else(|why| SourceChoice {
+        name: None,
+        guest_pte_ns: None,
+        pagemap_scan_ns: None,
+        why: Some(why),
+    })
 }
 
 impl GuestMode {
@@ -32,7 +91,17 @@ impl GuestMode {
         let hardware = dune::host::kind::hardware().map(|kind| kind.name().to_owned());
         let (kind, syscall_ring, enter_us, system_call_ns) = (None, None, None, None);
         let why = Some(why);
-        Self { available: false, kind, hardware, syscall_ring, enter_us, system_call_ns, why }
+        let source = None;
+        Self {
+            available: false,
+            kind,
+            hardware,
+            syscall_ring,
+            enter_us,
+            system_call_ns,
+            why,
+            source,
+        }
     }
 }
 
@@ -50,24 +119,29 @@ pub(crate) fn probe() -> Result<ExitCode> {
             enter_us: Some(measured.enter_ns / 1000),
             system_call_ns: Some(measured.call_ns),
             why: None,
+            source: None,
         },
         Err(error) => GuestMode::unavailable(error.to_string()),
     };
-    let text = serde_json::to_string(&found)
-        .map_err(|e| Error::new(ErrorKind::BadResult, format!("cannot write JSON: {e}")))?;
-    println!("{text}");
-    Ok(ExitCode::SUCCESS)
+    print_json(&found)
 }
 
 /// Tries guest mode out.
-pub(crate) fn try_out() -> GuestMode {
-    run().unwrap_or_else(GuestMode::unavailable)
+pub(crate) fn try_out(layout: Option<&Layout>) -> GuestMode {
+    let mut found = run("guest-probe", &[]).unwrap_or_else(GuestMode::unavailable);
+    found.source = found.available.then(|| try_source(layout));
+    found
 }
 
-fn run() -> std::result::Result<GuestMode, String> {
+/// What this program prints as a subcommand of its own.
+fn run<T: DeserializeOwned>(
+    subcommand: &str,
+    environment: &[(&str, &OsStr)],
+) -> std::result::Result<T, String> {
     let program = std::env::current_exe().map_err(|e| format!("cannot start a trial: {e}"))?;
     let mut child = Command::new(program)
-        .arg("guest-probe")
+        .arg(subcommand)
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

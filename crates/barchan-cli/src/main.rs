@@ -29,7 +29,7 @@ mod run;
 use std::process::ExitCode;
 
 use barchan_boehm::{Error, Layout, Result};
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use cli::{Cli, Command};
 
@@ -50,10 +50,16 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Build(args) => build::command(&layout()?, &args),
         Command::Doctor(args) => doctor::command(layout().ok().as_ref(), &args),
-        Command::Run(args) => run::command(&layout()?, &args),
+        Command::Run(args) => {
+            if let Some(text) = args.conflict() {
+                Cli::command().error(clap::error::ErrorKind::ArgumentConflict, text).exit();
+            }
+            run::command(&layout()?, &args)
+        }
         Command::Bench(args) => bench::command(&layout()?, &args),
         Command::Report(args) => report::command(&args),
         Command::GuestProbe => guest::probe(),
+        Command::SourceProbe => guest::probe_source(),
     }
 }
 

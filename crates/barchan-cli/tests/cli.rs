@@ -44,8 +44,10 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_possible() {
         (&["bench", "--scale", "2"], "above 0 and up to 1"),
         (&["bench", "--pause-ms", "x"], "invalid digit"),
         (&["run"], "PROG"),
-        (&["run", "--tracker", "nope", "--", "true"], "possible values: pagemap-scan"),
+        (&["run", "--tracker", "nope", "--", "true"], "possible values: guest-pte, pagemap-scan"),
         (&["run", "--mode", "fast", "--", "true"], "possible values: full"),
+        (&["run", "--dune", "--mode", "full", "--", "true"], "cannot be used with --dune unless"),
+        (&["run", "--dune", "--markers", "2", "--", "true"], "cannot be used with --dune unless"),
         (&["run", "--markers", "0", "--", "true"], "not in 1..=256"),
         (&["build", "--only", "nope"], "possible values: stock"),
         (&["report"], "FILE.json"),
@@ -98,7 +100,10 @@ fn doctor_speaks_json_and_tells_every_source() {
     let report: Value = serde_json::from_str(&stdout(&ok(&["doctor", "--json"]))).expect("JSON");
     let sources = report["sources"].as_array().expect("sources");
     let names: Vec<_> = sources.iter().filter_map(|s| s["name"].as_str()).collect();
-    assert_eq!(names, ["pagemap-scan", "userfaultfd", "soft-dirty", "mprotect", "all-dirty"]);
+    assert_eq!(
+        names,
+        ["guest-pte", "pagemap-scan", "userfaultfd", "soft-dirty", "mprotect", "all-dirty"]
+    );
     for source in sources {
         if source["available"] == true {
             assert!(source["kernel_writes"].is_string(), "{source}");
@@ -106,7 +111,7 @@ fn doctor_speaks_json_and_tells_every_source() {
             assert!(source["why"].is_string() && source["kind"].is_string(), "{source}");
         }
     }
-    assert_eq!(sources[4]["available"], true, "all-dirty works everywhere");
+    assert_eq!(sources[5]["available"], true, "all-dirty works everywhere");
     assert!(report["best"].is_string());
     assert!(report["machine"]["kernel"].is_string());
     let guest = &report["guest_mode"];

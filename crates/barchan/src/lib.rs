@@ -31,6 +31,12 @@
 //!
 //! # The sources
 //!
+//! In guest mode (`barchan run --dune`) there is one more, guest-pte: the dirty bits that the processor sets in
+//! the guest's own page tables. It takes no fault where the host has nested paging, reports 4 KiB, works with
+//! `read(2)`, sees `MADV_DONTNEED` and new mappings, uses no mappings and no thread, and is reset while others
+//! write. What a first write costs depends on the host, so whether it or pagemap-scan is used there is
+//! [measured](Measured).
+//!
 //! | | pagemap-scan | userfaultfd | soft-dirty | mprotect | all-dirty |
 //! |---|---|---|---|---|---|
 //! | needs | Linux 6.7 | Linux 5.14 | `CONFIG_MEM_SOFT_DIRTY` | nothing | nothing |
@@ -70,6 +76,8 @@ extern crate alloc;
 compile_error!("barchan tracks writes by the means of Linux");
 
 pub mod bitmap;
+#[cfg(feature = "std")]
+mod choice;
 mod error;
 mod page_range;
 pub mod policy;
@@ -92,9 +100,11 @@ pub use error::{Errno, ErrorKind, OpenError, RegionError, Unavailable};
 pub use page_range::{PAGE_SIZE, PageRange, RangeError};
 pub use policy::{HotPagePolicy, HotPages};
 pub use source::{KernelWrites, Source, UnknownSource};
-pub use stats::Stats;
+pub use stats::{Measured, Stats};
 pub use write_tracker::WriteTracker;
 
+#[cfg(feature = "std")]
+pub use choice::measured;
 #[cfg(feature = "std")]
 pub use probe::probe;
 #[cfg(feature = "std")]

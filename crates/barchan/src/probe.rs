@@ -27,18 +27,30 @@ pub fn probe(source: Source) -> Result<KernelWrites, OpenError> {
 
 const PAGES: usize = 8;
 
-/// Memory of the probe's own.
-struct Scratch(PageRange);
+/// Memory of our own, to try things with.
+pub(crate) struct Scratch(PageRange);
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // SAFETY: mapped by `check`, and its region is gone.
+        // SAFETY: mapped by `new`, and its region is gone.
         unsafe { syscall::munmap(self.0.start(), self.0.len_bytes()) };
     }
 }
 
 impl Scratch {
-    fn store(&self, page: usize) {
+    /// Maps `pages` pages.
+    pub(crate) fn new(pages: usize) -> Result<Self, Errno> {
+        let bytes = pages * PAGE_SIZE;
+        let start = syscall::mmap_anonymous(bytes, libc::PROT_READ | libc::PROT_WRITE, 0)?;
+        Ok(Self(PageRange::between(start, start + bytes)))
+    }
+
+    pub(crate) fn range(&self) -> PageRange {
+        self.0
+    }
+
+    /// Writes to page `page`.
+    pub(crate) fn store(&self, page: usize) {
         // SAFETY: the page is ours, mapped and writable (if armed, the fault is resolved).
         unsafe { (self.0.slice(page, 1).start() as *mut u8).write_volatile(1) };
     }
@@ -59,10 +71,8 @@ pub(crate) fn check(opened: &Arc<dyn Opened>) -> Result<(), Unavailable> {
         errno: Some(errno),
         remedy: "a security policy may refuse the call; allow it, or use another tracker",
     };
-    let bytes = PAGES * PAGE_SIZE;
-    let start = syscall::mmap_anonymous(bytes, libc::PROT_READ | libc::PROT_WRITE, 0)
-        .map_err(|errno| failed("mapping pages to probe with", errno))?;
-    let scratch = Scratch(PageRange::between(start, start + bytes));
+    let scratch =
+        Scratch::new(PAGES).map_err(|errno| failed("mapping pages to probe with", errno))?;
     // SAFETY: 1. the pages are ours, private, anonymous and writable, and outlive the region,
     // which is dropped first (declared later). 2. No stack lies within.
     let region = unsafe { Arc::clone(opened).track(scratch.0) }

@@ -7,6 +7,9 @@ use core::str::FromStr;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Source {
+    /// The dirty bits of the guest's page tables, for a process in guest mode (`barchan run --dune`): the
+    /// processor sets them itself.
+    GuestPte,
     /// userfaultfd `WP_ASYNC` + the `PAGEMAP_SCAN` ioctl (Linux 6.7): the kernel resolves the
     /// write fault itself; one call reads and re-arms.
     PagemapScan,
@@ -32,9 +35,16 @@ pub enum KernelWrites {
 }
 
 impl Source {
-    /// All sources, best first: the order in which they are probed.
-    pub const ALL: [Self; 5] =
-        [Self::PagemapScan, Self::Userfaultfd, Self::SoftDirty, Self::Mprotect, Self::AllDirty];
+    /// All sources, best first: the order in which they are probed. (Which of the first two is better
+    /// depends on the host, and is measured: `Builder::open`.)
+    pub const ALL: [Self; 6] = [
+        Self::GuestPte,
+        Self::PagemapScan,
+        Self::Userfaultfd,
+        Self::SoftDirty,
+        Self::Mprotect,
+        Self::AllDirty,
+    ];
 
     /// Whether the source notices by itself that the kernel dropped the contents of pages
     /// (`MADV_DONTNEED`, `mmap` or `mremap` over them). If not, call `Region::remapped` for the
@@ -51,6 +61,7 @@ impl Source {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::GuestPte => "guest-pte",
             Self::PagemapScan => "pagemap-scan",
             Self::Userfaultfd => "userfaultfd",
             Self::SoftDirty => "soft-dirty",
@@ -103,7 +114,7 @@ mod tests {
         assert!(
             UnknownSource
                 .to_string()
-                .ends_with("pagemap-scan userfaultfd soft-dirty mprotect all-dirty")
+                .ends_with("guest-pte pagemap-scan userfaultfd soft-dirty mprotect all-dirty")
         );
     }
 }

@@ -75,3 +75,8 @@ fn the_counter_counts() {
     drop(std::hint::black_box(Box::new(Source::ALL)));
     assert!(CALLS.load(Ordering::Relaxed) - before >= 2);
 }
+
+#[test]
+fn all_of_this_in_guest_mode() {
+    common::again_in_guest_mode();
+}

@@ -231,3 +231,8 @@ fn swapped_pages_keep_their_dirt() {
         assert_covers(&region, &collect(&region), &[70]);
     }
 }
+
+#[test]
+fn all_of_this_in_guest_mode() {
+    common::again_in_guest_mode();
+}

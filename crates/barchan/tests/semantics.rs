@@ -393,7 +393,7 @@ fn statistics_count() {
         assert!(after.pages_reported - before.pages_reported >= 5);
         let faults = after.faults.zip(before.faults).map(|(after, before)| after - before);
         match tracker.source() {
-            Source::PagemapScan | Source::SoftDirty => assert_eq!(faults, None),
+            Source::GuestPte | Source::PagemapScan | Source::SoftDirty => assert_eq!(faults, None),
             Source::AllDirty => assert_eq!(faults, Some(0)),
             _ => assert_eq!(faults, Some(5)),
         }
@@ -405,7 +405,18 @@ fn auto_is_the_best_that_works_and_the_environment_forces() {
     let _alone = alone();
     let works: Vec<Source> = trackers().iter().map(Tracker::source).collect();
     let auto = Tracker::builder().ignore_env().open().expect("all-dirty is always there");
-    assert_eq!(Some(&auto.source()), works.first());
+    match auto.stats().measured {
+        // In guest mode: by the figures, whatever they are here.
+        Some(measured) => {
+            println!("measured: {measured:?}, chosen: {}", auto.source());
+            assert!(works.starts_with(&[Source::GuestPte, Source::PagemapScan]), "{works:?}");
+            assert_eq!(auto.source(), measured.better());
+            assert!(measured.guest_pte_ns > 0 && measured.pagemap_scan_ns > 0, "{measured:?}");
+            let again = Tracker::builder().ignore_env().open().expect("as before");
+            assert_eq!(again.stats().measured, Some(measured), "once in a process");
+        }
+        None => assert_eq!(Some(&auto.source()), works.first()),
+    }
     let with_env = |value: &str| {
         // SAFETY: the child has this thread only.
         unsafe { std::env::set_var(barchan::ENV, value) };
@@ -420,4 +431,9 @@ fn auto_is_the_best_that_works_and_the_environment_forces() {
     in_child("BARCHAN_TRACKER=nonsense", || {
         with_env("nonsense").is_err_and(|why| why.to_string().contains("pagemap-scan userfaultfd"))
     });
+}
+
+#[test]
+fn all_of_this_in_guest_mode() {
+    common::again_in_guest_mode();
 }

@@ -7,6 +7,8 @@
 
 mod heap;
 
+use core::ffi::c_char;
+
 #[global_allocator]
 static HEAP: heap::Bump = heap::Bump;
 
@@ -14,6 +16,28 @@ static HEAP: heap::Bump = heap::Bump;
 #[used]
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn() = constructor;
+
+/// What other libraries of the process look up, to reach the dirty bits (`dune_abi`).
+///
+/// # Safety
+/// `why` is null or points to room for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn barchan_dune_dirty_bits(
+    version: u32,
+    why: *mut *const c_char,
+) -> *const dune_abi::DirtyBits {
+    const _: dune_abi::Lookup = barchan_dune_dirty_bits;
+    match dune::dirty_bits::table(version) {
+        Ok(table) => table,
+        Err(reason) => {
+            if !why.is_null() {
+                // SAFETY: the caller's promise.
+                unsafe { why.write(reason.as_ptr()) };
+            }
+            core::ptr::null()
+        }
+    }
+}
 
 /// The directory for counts, for `barchan run --dune`.
 const DIRECTORY: &std::ffi::CStr = c"BARCHAN_DUNE_DIR";

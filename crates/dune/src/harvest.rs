@@ -85,6 +85,48 @@ pub fn harvest(entries: &[AtomicU64], bits: &mut [u64]) -> Harvest {
     sum
 }
 
+/// As [`harvest`], and sets the bits of entries that are not present too: what is not known to be clean
+/// is dirty. Those are not written.
+///
+/// An entry that appears meanwhile is found absent, or is looked at as it is.
+///
+/// # Panics
+/// If `bits` has fewer bits than there are entries.
+pub fn harvest_unclean(entries: &[AtomicU64], bits: &mut [u64]) -> Harvest {
+    assert!(bits.len() >= entries.len().div_ceil(CHUNK), "the bitmap is too short");
+    let mut sum = Harvest::NONE;
+    for_unclean_chunks(entries, |index, chunk| {
+        let mut cleared = 0;
+        for (bit, entry) in chunk.iter().enumerate() {
+            let value = entry.load(Relaxed);
+            if value & PRESENT == 0 {
+                bits[index] |= 1 << bit;
+            } else if value & DIRTY != 0 {
+                // Whatever becomes of it meanwhile, it was dirty.
+                bits[index] |= 1 << bit;
+                cleared |= u64::from(clear_one(entry)) << bit;
+            }
+        }
+        sum.take(index * CHUNK, cleared);
+    });
+    sum
+}
+
+/// Sets bit `i` of `bits` for each entry `i` that is dirty or not present; changes nothing.
+///
+/// # Panics
+/// If `bits` has fewer bits than there are entries.
+pub fn peek_unclean(entries: &[AtomicU64], bits: &mut [u64]) {
+    assert!(bits.len() >= entries.len().div_ceil(CHUNK), "the bitmap is too short");
+    for_unclean_chunks(entries, |index, chunk| {
+        for (bit, entry) in chunk.iter().enumerate() {
+            if entry.load(Relaxed) & WRITTEN != PRESENT {
+                bits[index] |= 1 << bit;
+            }
+        }
+    });
+}
+
 /// As [`harvest`], but only entries whose bit in `among` is set are looked at; the rest keep
 /// their D bits. For hosts where a write to a page with a cleared D bit is expensive: there a collector
 /// clears what it has use for (old blocks that are alive).
@@ -175,6 +217,17 @@ fn for_dirty_chunks(entries: &[AtomicU64], f: impl FnMut(usize, &[AtomicU64])) {
         return for_chunks(entries, some_dirty, f);
     }
     for_chunks(entries, some_dirty, f);
+}
+
+/// Calls `f` with each run of 64 entries (the last may be shorter) in which some entry has bit 6 or
+/// lacks bit 0, and its number.
+fn for_unclean_chunks(entries: &[AtomicU64], f: impl FnMut(usize, &[AtomicU64])) {
+    for_chunks(entries, some_unclean, f);
+}
+
+/// Whether some entry has bit 6 or lacks bit 0: one load and two operations an entry.
+fn some_unclean(chunk: &[AtomicU64; CHUNK]) -> bool {
+    chunk.iter().fold(0, |all, entry| all | (entry.load(Relaxed) ^ PRESENT)) & WRITTEN != 0
 }
 
 #[inline]

@@ -14,7 +14,7 @@
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 use crate::calls::{CALL_HANDLE_FAULTS, CALL_INSIDE, CALL_POPULATE, written};
 use crate::faults::{self, FaultHandler};
@@ -40,6 +40,39 @@ pub struct FlushOwed {
     inside: Inside,
     /// How many entries changed.
     cleared: usize,
+    /// It is counted among those under way until it is paid.
+    #[allow(dead_code, reason = "counts down when it is dropped")]
+    clearing: Clearing,
+}
+
+/// Clearings whose flush is not done yet: who finds an entry clean may owe the flush to somebody else, who
+/// is not there yet.
+static CLEARINGS: AtomicUsize = AtomicUsize::new(0);
+
+/// One of [`CLEARINGS`].
+#[derive(Debug)]
+struct Clearing(());
+
+impl Clearing {
+    /// Before an entry is changed.
+    fn begin() -> Self {
+        CLEARINGS.fetch_add(1, Ordering::SeqCst);
+        // Who sees an entry that is changed after this sees the count too.
+        fence(Ordering::SeqCst);
+        Self(())
+    }
+
+    /// Whether somebody else is at it.
+    fn others() -> bool {
+        fence(Ordering::SeqCst);
+        CLEARINGS.load(Ordering::SeqCst) > 1
+    }
+}
+
+impl Drop for Clearing {
+    fn drop(&mut self) {
+        CLEARINGS.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// Why a range cannot be looked at.
@@ -87,6 +120,15 @@ impl Inside {
         (answer == 1).then_some(Self { not_send: PhantomData })
     }
 
+    /// The proof without asking.
+    ///
+    /// # Safety
+    /// The calling thread is in guest mode.
+    #[must_use]
+    pub(crate) unsafe fn assume() -> Self {
+        Self { not_send: PhantomData }
+    }
+
     /// Makes the entries of all that is mapped in `range`, so that the first access to a page ends no
     /// run. New entries are dirty.
     ///
@@ -123,17 +165,71 @@ impl Inside {
             return Err(RangeError::Bitmap);
         }
         written::start();
-        self.add_under_way(&range, bits);
+        Ok(self.collect_noted(&range, bits))
+    }
+
+    /// [`collect`](Self::collect), where the arguments are right and the kernel's writes are being noted.
+    pub(crate) fn collect_noted(self, range: &Range<usize>, bits: &mut [u64]) -> FlushOwed {
+        let clearing = Clearing::begin();
+        self.add_under_way(range, bits);
         let mut cleared = 0;
-        let (mut address, end) = (range.start as u64, range.end as u64);
-        while address < end {
-            let stop = ((address & !(TABLE_SPAN - 1)) + TABLE_SPAN).min(end);
-            let first = (address as usize - range.start) / PAGE_SIZE;
-            cleared += collect_table(address..stop, first, bits);
-            address = stop;
+        for_each_table(range, |first, entries, count| {
+            let mut found = [0; ENTRIES / 64];
+            match entries {
+                Some(entries) => cleared += harvest::harvest_unclean(entries, &mut found).cleared,
+                None => found = [!0; ENTRIES / 64],
+            }
+            or_into(bits, first, &found, count);
+        });
+        self.add_under_way(range, bits);
+        FlushOwed { inside: self, cleared, clearing }
+    }
+
+    /// Makes pages clean: those of `range`, or those of them whose bit in `among` is set. Pages without an
+    /// entry stay dirty. What was written before the flush may be missed.
+    ///
+    /// # Errors
+    /// [`RangeError::Range`], [`RangeError::Bitmap`].
+    pub fn clear(
+        self,
+        range: Range<usize>,
+        among: Option<&[u64]>,
+    ) -> Result<FlushOwed, RangeError> {
+        let pages = check(&range)?;
+        if among.is_some_and(|bits| bits.len() * 64 < pages) {
+            return Err(RangeError::Bitmap);
         }
-        self.add_under_way(&range, bits);
-        Ok(FlushOwed { inside: self, cleared })
+        written::start();
+        Ok(self.clear_noted(&range, among))
+    }
+
+    /// [`clear`](Self::clear), where the arguments are right and the kernel's writes are being noted.
+    pub(crate) fn clear_noted(self, range: &Range<usize>, among: Option<&[u64]>) -> FlushOwed {
+        let clearing = Clearing::begin();
+        let mut cleared = 0;
+        for_each_table(range, |first, entries, count| {
+            let Some(entries) = entries else { return };
+            let mut wanted = [!0; ENTRIES / 64];
+            if let Some(among) = among {
+                wanted = [0; ENTRIES / 64];
+                copy_bits(&mut wanted, among, first, count);
+            }
+            let mut found = [0; ENTRIES / 64];
+            cleared += harvest::harvest_among(entries, &wanted, &mut found).cleared;
+        });
+        FlushOwed { inside: self, cleared, clearing }
+    }
+
+    /// Makes the pages of `range` dirty.
+    ///
+    /// # Errors
+    /// [`RangeError::Range`].
+    pub fn mark(self, range: Range<usize>) -> Result<(), RangeError> {
+        check(&range)?;
+        if let Some(tables) = space::view() {
+            tables.mark_dirty(range.start as u64..range.end as u64);
+        }
+        Ok(())
     }
 
     /// As [`collect`](Self::collect), but changes nothing.
@@ -145,12 +241,14 @@ impl Inside {
         if bits.len() * 64 < pages {
             return Err(RangeError::Bitmap);
         }
-        for page in 0..pages {
-            let address = range.start + page * PAGE_SIZE;
-            if self.entry(address).is_none_or(|entry| entry.is_dirty()) {
-                bits[page / 64] |= 1 << (page % 64);
+        for_each_table(&range, |first, entries, count| {
+            let mut found = [0; ENTRIES / 64];
+            match entries {
+                Some(entries) => harvest::peek_unclean(entries, &mut found),
+                None => found = [!0; ENTRIES / 64],
             }
-        }
+            or_into(bits, first, &found, count);
+        });
         self.add_under_way(&range, bits);
         Ok(())
     }
@@ -182,12 +280,13 @@ impl Inside {
     pub fn protect(self, range: Range<usize>) -> Result<FlushOwed, RangeError> {
         check(&range)?;
         let writable = Flags::PRESENT | Flags::WRITABLE;
+        let clearing = Clearing::begin();
         let changed = self.update(range, |entry| {
             Flags::from_bits_truncate(entry)
                 .contains(writable)
                 .then_some(entry & !Flags::WRITABLE.bits() | HELD)
         });
-        Ok(FlushOwed { inside: self, cleared: changed })
+        Ok(FlushOwed { inside: self, cleared: changed, clearing })
     }
 
     /// Gives protected pages of `range` the right to write back. No flush is owed: an entry that a TLB
@@ -294,7 +393,7 @@ fn dummy_page() -> usize {
     }
 }
 
-fn check(range: &Range<usize>) -> Result<usize, RangeError> {
+pub(crate) fn check(range: &Range<usize>) -> Result<usize, RangeError> {
     let whole = range.start % PAGE_SIZE == 0 && range.end % PAGE_SIZE == 0;
     if !whole || range.start > range.end || range.end as u64 > USER_END {
         return Err(RangeError::Range);
@@ -302,34 +401,52 @@ fn check(range: &Range<usize>) -> Result<usize, RangeError> {
     Ok((range.end - range.start) / PAGE_SIZE)
 }
 
-/// Collects pages that one table maps; `first` is the bit of the first of them.
-fn collect_table(pages: Range<u64>, first: usize, bits: &mut [u64]) -> usize {
-    let count = ((pages.end - pages.start) / PAGE) as usize;
-    let mut found = [0u64; ENTRIES / 64];
-    let mut cleared = 0;
-    let mut there = false;
-    if let Some(tables) = space::view() {
-        tables.for_each_table(pages.start..pages.end, |table, slots| {
-            there = true;
-            let entries = table.entries(slots);
-            // First those without an entry: one that appears after is dirty, and stays so.
-            for (index, entry) in entries.iter().enumerate() {
-                if entry.load(Ordering::Relaxed) & Flags::PRESENT.bits() == 0 {
-                    found[index / 64] |= 1 << (index % 64);
-                }
-            }
-            cleared = harvest::harvest(entries, &mut found).cleared;
-        });
+/// Calls `f` for each part of `range` that one table maps: the number of its first page in the range, the
+/// entries, or `None` if there is no table, and how many pages it is.
+fn for_each_table(range: &Range<usize>, mut f: impl FnMut(usize, Option<&[AtomicU64]>, usize)) {
+    let tables = space::view();
+    let (mut address, end) = (range.start as u64, range.end as u64);
+    while address < end {
+        let stop = ((address & !(TABLE_SPAN - 1)) + TABLE_SPAN).min(end);
+        let first = (address as usize - range.start) / PAGE_SIZE;
+        let count = ((stop - address) / PAGE) as usize;
+        f(first, tables.as_ref().and_then(|tables| tables.entries(address, count)), count);
+        address = stop;
     }
-    if !there {
-        found = [!0; ENTRIES / 64];
-    }
-    for index in 0..count {
-        if found[index / 64] >> (index % 64) & 1 != 0 {
-            bits[(first + index) / 64] |= 1 << ((first + index) % 64);
+}
+
+/// Sets those of `bits` from bit `first` on that are set among the `count` first of `found`.
+fn or_into(bits: &mut [u64], first: usize, found: &[u64], count: usize) {
+    let shift = first % 64;
+    for (index, word) in found.iter().enumerate().take(count.div_ceil(64)) {
+        let word = word & low_bits(count - index * 64);
+        if word == 0 {
+            continue;
+        }
+        let at = first / 64 + index;
+        bits[at] |= word << shift;
+        if shift > 0 && word >> (64 - shift) != 0 {
+            bits[at + 1] |= word >> (64 - shift);
         }
     }
-    cleared
+}
+
+/// Copies `count` bits of `from`, from bit `first` on, to the beginning of `to`.
+fn copy_bits(to: &mut [u64], from: &[u64], first: usize, count: usize) {
+    let shift = first % 64;
+    for (index, word) in to.iter_mut().enumerate().take(count.div_ceil(64)) {
+        let at = first / 64 + index;
+        *word = from[at] >> shift;
+        if shift > 0 {
+            *word |= from.get(at + 1).map_or(0, |next| next << (64 - shift));
+        }
+        *word &= low_bits(count - index * 64);
+    }
+}
+
+/// A word with its `count` lowest bits set; all, if they are 64 or more.
+fn low_bits(count: usize) -> u64 {
+    if count >= 64 { !0 } else { (1 << count) - 1 }
 }
 
 impl Entry {
@@ -357,8 +474,10 @@ impl Entry {
     }
 
     fn clear(self, flag: Flags) -> FlushOwed {
+        let clearing = Clearing::begin();
         let before = self.entry.fetch_and(!flag.bits(), Ordering::AcqRel);
-        FlushOwed { inside: self.inside, cleared: usize::from(before & flag.bits() != 0) }
+        let cleared = usize::from(before & flag.bits() != 0);
+        FlushOwed { inside: self.inside, cleared, clearing }
     }
 }
 
@@ -369,9 +488,10 @@ impl FlushOwed {
         self.cleared
     }
 
-    /// Flushes the TLBs of all CPUs, if an entry has changed.
+    /// Flushes the TLBs of all CPUs, if an entry has changed, or another thread has changed some and not
+    /// flushed yet.
     pub fn flush_everywhere(self) {
-        if self.cleared > 0 {
+        if self.cleared > 0 || Clearing::others() {
             self.inside.flush_everywhere();
         }
     }
@@ -381,7 +501,7 @@ impl FlushOwed {
     /// Right if no other thread of the process has written to the pages since it last flushed, nor will
     /// before it flushes: threads that are stopped, and flush as they go on.
     pub fn flush_here(self) {
-        if self.cleared > 0 {
+        if self.cleared > 0 || Clearing::others() {
             self.inside.flush();
         }
     }
@@ -390,4 +510,32 @@ impl FlushOwed {
     ///
     /// Until it has, writes to the pages may be missed.
     pub fn defer(self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_moved_by_any_distance() {
+        let found = [0x8000_0000_0000_0001, !0, 0, 0, 0, 0, 0, 0b1011];
+        for first in [0, 1, 63, 64, 100, 511] {
+            for count in [1, 2, 64, 65, 128, 449, 512] {
+                let mut bits = [0u64; 17];
+                or_into(&mut bits, first, &found, count);
+                let bit = |words: &[u64], n: usize| words[n / 64] >> (n % 64) & 1;
+                for n in 0..17 * 64 {
+                    let inside = (first..first + count).contains(&n);
+                    let expected = if inside { bit(&found, n - first) } else { 0 };
+                    assert_eq!(bit(&bits, n), expected, "{first} {count} {n}");
+                }
+                let mut back = [0u64; 8];
+                copy_bits(&mut back, &bits, first, count);
+                for n in 0..512 {
+                    let expected = if n < count { bit(&found, n) } else { 0 };
+                    assert_eq!(bit(&back, n), expected, "{first} {count} {n}");
+                }
+            }
+        }
+    }
 }

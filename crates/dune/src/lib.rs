@@ -20,6 +20,7 @@
 //! | [`inside`] | entries, dirty bits and the TLB, for code in guest mode |
 //! | [`faults`] | page faults that the program handles itself |
 //! | [`shootdown`] | flushing translations on all vCPUs |
+//! | [`dirty_bits`] | the same dirty bits, for other libraries of the process |
 //! | [`stats`] | counts |
 //!
 //! What it is not: a sandbox. The program can reach everything that it could without, the monitor's
@@ -28,6 +29,7 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("guest mode is for x86-64 Linux");
 
+pub mod dirty_bits;
 pub mod effects;
 pub mod faults;
 pub mod harvest;

@@ -197,6 +197,9 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
     if args.host == Host::Native {
         return native::run(args, &payload, &interrupted);
     }
+    if args.suite {
+        payload.files = suite::files(args.host, args.kernel)?;
+    }
     for file in &args.files {
         let (source, target) = file.split_once(':').unwrap_or((file, file));
         let source = Path::new(source)

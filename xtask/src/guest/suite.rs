@@ -3,6 +3,8 @@
 //!
 //! Everything for one host runs in one machine, since booting takes as long as many tests.
 
+use std::path::PathBuf;
+
 use super::kernel::Series;
 use super::payload::Test;
 use super::{Host, payload};
@@ -20,6 +22,9 @@ struct Entry {
     /// Where it runs.
     wanted: fn(Host, Series) -> bool,
 }
+
+/// Where the guest-mode runtime is in the guest.
+const RUNTIME: &str = "/test/libbarchan_dune.so";
 
 /// The suite, but for the probe, which begins it.
 const SUITE: &[Entry] = &[
@@ -52,6 +57,18 @@ const SUITE: &[Entry] = &[
         arguments: &["--nocapture", "--exact", "pagemap_scan"],
         environment: &[("BARCHAN_ORACLE_SECONDS", "10")],
         wanted: |host, series| host == Host::Tcg && series == Series::V6_12,
+    },
+    // The same in guest mode, over the processor's own dirty bits.
+    Entry {
+        package: "barchan",
+        target: &["--test", "oracle"],
+        arguments: &["--nocapture", "--exact", "guest_pte"],
+        environment: &[
+            ("BARCHAN_ORACLE_SECONDS", "2"),
+            ("BARCHAN_TEST_SOURCES", "guest-pte"),
+            ("LD_PRELOAD", RUNTIME),
+        ],
+        wanted: |host, _| host == Host::Tcg,
     },
     // Guest mode: of the runtime's own tests those that do not depend on how fast the emulator gets on beside
     // other work. By hand: `cargo xtask guest-test --host tcg -p dune --test signals`; `protection`; `tasks`,
@@ -92,6 +109,15 @@ pub(crate) fn probe(host: Host, environment: &Environment) -> anyhow::Result<Tes
     let expect = host.kind().map(|kind| ["--expect".to_owned(), kind.to_owned()]);
     let arguments = expect.into_iter().flatten().collect();
     Ok(payload::Test { program, arguments, environment: environment.to_vec() })
+}
+
+/// What the suite needs beside its programs: files of this machine, and where they go.
+pub(crate) fn files(host: Host, series: Series) -> anyhow::Result<Vec<(PathBuf, String)>> {
+    let mut wanted = SUITE.iter().filter(|entry| (entry.wanted)(host, series));
+    if !wanted.any(|entry| entry.environment.contains(&("LD_PRELOAD", RUNTIME))) {
+        return Ok(Vec::new());
+    }
+    Ok(vec![(cargo::shared_library("dune-preload", "barchan_dune")?, RUNTIME.to_owned())])
 }
 
 /// The suite of a host, built.

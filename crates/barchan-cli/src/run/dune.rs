@@ -1,14 +1,9 @@
 //! What guest mode cost the program, for `barchan run --dune`.
 
 use std::ffi::OsStr;
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::ExitStatus;
 
-use barchan_boehm::{Error, ErrorKind, Result};
 use dune::stats::Snapshot;
-
-use crate::cli::RunArgs;
 
 /// System calls that are named in the summary.
 const NAMED: usize = 6;
@@ -33,9 +28,9 @@ fn name(nr: usize) -> String {
 }
 
 /// The summary.
-pub(super) fn render(program: &OsStr, status: ExitStatus, processes: &[Snapshot]) -> String {
+pub(super) fn render(program: &OsStr, processes: &[Snapshot]) -> String {
     let program = Path::new(program).display();
-    let mut out = format!("barchan: {program} ended with {status}\n");
+    let mut out = String::new();
     if processes.is_empty() {
         out.push_str(&format!(
             "barchan: {program} did not enter guest mode: it is linked statically, or runs with \
@@ -68,13 +63,8 @@ pub(super) fn render(program: &OsStr, status: ExitStatus, processes: &[Snapshot]
 }
 
 /// The summary for machines.
-pub(super) fn to_json(
-    args: &RunArgs,
-    status: ExitStatus,
-    processes: &[Snapshot],
-) -> Result<String> {
-    let program: Vec<_> = args.program.iter().map(|arg| arg.to_string_lossy()).collect();
-    let processes: Vec<_> = processes
+pub(super) fn to_json(processes: &[Snapshot]) -> serde_json::Value {
+    processes
         .iter()
         .map(|process| {
             let calls: serde_json::Map<_, _> =
@@ -90,14 +80,5 @@ pub(super) fn to_json(
                 "system_calls": calls,
             })
         })
-        .collect();
-    let value = serde_json::json!({
-        "program": program,
-        "exit_code": status.code(),
-        "signal": status.signal(),
-        "guest_processes": processes,
-    });
-    serde_json::to_string_pretty(&value)
-        .map(|text| text + "\n")
-        .map_err(|e| Error::new(ErrorKind::BadResult, format!("cannot write JSON: {e}")))
+        .collect()
 }

@@ -14,6 +14,7 @@ use std::process::{Command, ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use ::dune::stats::Snapshot;
 use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
 use clap::builder::PossibleValuesParser;
 
@@ -21,9 +22,10 @@ use crate::cli::{Mode, RunArgs, RunOn};
 use crate::{build, write_file};
 use record::Summary;
 
-/// What `--tracker` takes: the names of the library's sources.
+/// What `--tracker` takes: the names of the library's sources, and `auto`.
 pub(crate) fn trackers() -> PossibleValuesParser {
-    PossibleValuesParser::new(barchan::Source::ALL.map(barchan::Source::name))
+    let names = barchan::Source::ALL.map(barchan::Source::name).into_iter();
+    PossibleValuesParser::new(names.chain(["auto"]))
 }
 
 /// Exit code for a program that could not be started, as shells have it.
@@ -49,16 +51,20 @@ pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
     }
     let mut command = Command::new(program);
     command.args(arguments);
+    // Where guest mode's records go; the collector's lie beside it.
+    let guest_records = records.path().join("guest");
+    let mut preload = Vec::new();
     if args.dune {
-        let library = build::dune_library(layout)?;
-        command
-            .env("LD_PRELOAD", prepend(&library, "LD_PRELOAD"))
-            .env("BARCHAN_DUNE_DIR", records.path());
-    } else {
-        let library_dir = library_dir(layout, args.collector)?;
-        let preload = build::preload(layout)?;
-        set_environment(&mut command, args, &library_dir, &preload, records.path());
+        std::fs::create_dir(&guest_records).map_err(|e| Error::io("create", &guest_records, &e))?;
+        command.env("BARCHAN_DUNE_DIR", &guest_records);
+        preload.push(build::dune_library(layout)?);
     }
+    if !args.dune || args.tracker.is_some() {
+        let library_dir = library_dir(layout, args.collector())?;
+        preload.push(build::preload(layout)?);
+        set_environment(&mut command, args, &library_dir, records.path());
+    }
+    command.env("LD_PRELOAD", prepend(preload, "LD_PRELOAD"));
     let started = command.spawn().and_then(|mut child| Ok((child.id(), child.wait()?)));
     let (pid, status) = match started {
         Ok(ended) => ended,
@@ -67,18 +73,17 @@ pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
             return Ok(ExitCode::from(NOT_STARTED));
         }
     };
-    if args.dune {
-        let processes = dune::read(records.path(), pid);
-        eprint!("{}", dune::render(program, status, &processes));
-        if let Some(path) = &args.stats {
-            write_file(path, &dune::to_json(args, status, &processes)?)?;
-        }
-        return Ok(exit_code(status));
-    }
     let summaries = read_records(records.path(), u64::from(pid));
-    eprint!("{}", render(program, status, &summaries));
+    let guests = args.dune.then(|| dune::read(&guest_records, pid));
+    eprintln!("barchan: {} ended with {status}", Path::new(program).display());
+    if let Some(guests) = &guests {
+        eprint!("{}", dune::render(program, guests));
+    }
+    if !args.dune || args.tracker.is_some() {
+        eprint!("{}", render(program, &summaries));
+    }
     if let Some(path) = &args.stats {
-        write_file(path, &to_json(args, status, &summaries)?)?;
+        write_file(path, &to_json(args, status, &summaries, guests.as_deref())?)?;
     }
     Ok(exit_code(status))
 }
@@ -98,25 +103,18 @@ fn library_dir(layout: &Layout, collector: RunOn) -> Result<PathBuf> {
     )
 }
 
-fn set_environment(
-    command: &mut Command,
-    args: &RunArgs,
-    library_dir: &Path,
-    preload: &Path,
-    records: &Path,
-) {
+fn set_environment(command: &mut Command, args: &RunArgs, library_dir: &Path, records: &Path) {
     // What the user set for another mode must not mix with the mode asked for here.
     for name in ["GC_ENABLE_INCREMENTAL", "GC_DISABLE_INCREMENTAL", "GC_PAUSE_TIME_TARGET"] {
         command.env_remove(name);
     }
     command
-        .env("LD_LIBRARY_PATH", prepend(library_dir, "LD_LIBRARY_PATH"))
-        .env("LD_PRELOAD", prepend(preload, "LD_PRELOAD"))
+        .env("LD_LIBRARY_PATH", prepend([library_dir], "LD_LIBRARY_PATH"))
         .env("BARCHAN_SUMMARY_DIR", records);
-    let limit = match args.mode {
+    let limit = match args.mode() {
         Mode::Full => None,
         Mode::Generational => Some(999_999),
-        Mode::Incremental => Some(args.pause_ms),
+        Mode::Incremental => Some(args.pause_ms()),
     };
     if let Some(limit) = limit {
         command.env("GC_ENABLE_INCREMENTAL", "1").env("GC_PAUSE_TIME_TARGET", limit.to_string());
@@ -129,12 +127,16 @@ fn set_environment(
     }
 }
 
-/// A path in front of what a variable with a list of paths holds.
-fn prepend(path: &Path, variable: &str) -> OsString {
-    let mut list = path.as_os_str().to_owned();
-    if let Some(rest) = std::env::var_os(variable).filter(|rest| !rest.is_empty()) {
-        list.push(":");
-        list.push(rest);
+/// Paths in front of what a variable with a list of paths holds.
+fn prepend<P: AsRef<OsStr>>(paths: impl IntoIterator<Item = P>, variable: &str) -> OsString {
+    let mut list = OsString::new();
+    let before = std::env::var_os(variable).filter(|rest| !rest.is_empty());
+    let paths = paths.into_iter().map(|path| path.as_ref().to_owned());
+    for (n, path) in paths.chain(before).enumerate() {
+        if n > 0 {
+            list.push(":");
+        }
+        list.push(path);
     }
     list
 }
@@ -155,8 +157,8 @@ fn exit_code(status: ExitStatus) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-fn render(program: &OsStr, status: ExitStatus, summaries: &[Summary]) -> String {
-    let mut out = format!("barchan: {} ended with {status}\n", Path::new(program).display());
+fn render(program: &OsStr, summaries: &[Summary]) -> String {
+    let mut out = String::new();
     let Some(main) = summaries.first() else {
         out.push_str(&format!(
             "barchan: {} did not load libgc.so.1, so the collector had no part in it.\n",
@@ -220,14 +222,24 @@ fn ms(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), |ms| format!("{ms:.2}"))
 }
 
-fn to_json(args: &RunArgs, status: ExitStatus, summaries: &[Summary]) -> Result<String> {
+fn to_json(
+    args: &RunArgs,
+    status: ExitStatus,
+    summaries: &[Summary],
+    guests: Option<&[Snapshot]>,
+) -> Result<String> {
     let program: Vec<_> = args.program.iter().map(|arg| arg.to_string_lossy()).collect();
-    let value = serde_json::json!({
+    let mut value = serde_json::json!({
         "program": program,
         "exit_code": status.code(),
         "signal": status.signal(),
-        "processes": summaries,
     });
+    if let Some(guests) = guests {
+        value["guest_processes"] = dune::to_json(guests);
+    }
+    if guests.is_none() || args.tracker.is_some() {
+        value["processes"] = serde_json::json!(summaries);
+    }
     serde_json::to_string_pretty(&value)
         .map(|text| text + "\n")
         .map_err(|e| Error::new(ErrorKind::BadResult, format!("cannot write JSON: {e}")))

@@ -12,20 +12,90 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The sources to test, if not all: set for the run in guest mode.
+const SOURCES: &str = "BARCHAN_TEST_SOURCES";
+
 /// The trackers that this machine has; prints why each of the others is left out.
 pub fn trackers() -> Vec<Tracker> {
     Source::ALL.into_iter().filter_map(tracker).collect()
 }
 
+/// Whether this is the run in guest mode.
+pub fn is_in_guest_mode() -> bool {
+    std::env::var_os(SOURCES).is_some()
+}
+
+/// Whether `source` is to be tested.
+pub fn is_wanted(source: Source) -> bool {
+    std::env::var(SOURCES).map_or(true, |names| names.split(',').any(|name| name == source.name()))
+}
+
 /// The tracker of `source`, or a printed reason.
 pub fn tracker(source: Source) -> Option<Tracker> {
+    if !is_wanted(source) {
+        return None;
+    }
     match Tracker::builder().source(source).open() {
         Ok(tracker) => Some(tracker),
         Err(why) => {
+            assert!(
+                source != Source::GuestPte || !is_in_guest_mode(),
+                "in guest mode there is guest-pte: {why}"
+            );
             println!("skipped: {why}");
             None
         }
     }
+}
+
+/// Runs this test program again in guest mode, with the sources that matter there: all its tests, but
+/// those whose name has `in_guest_mode`.
+pub fn again_in_guest_mode() {
+    if is_in_guest_mode() {
+        return; // It is that run.
+    }
+    if let Err(why) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+        println!("skipped: no guest mode here: /dev/kvm: {why}");
+        return;
+    }
+    let Some(library) = guest_mode_library() else { return };
+    let output = std::process::Command::new(std::env::current_exe().expect("this program"))
+        .args(["--skip", "in_guest_mode", "--nocapture", "--test-threads", "1"])
+        .env("LD_PRELOAD", library)
+        .env(SOURCES, "guest-pte,pagemap-scan")
+        .output()
+        .expect("this program starts");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    if said.contains("running without guest mode") {
+        println!("skipped: no guest mode here: {said}");
+        return;
+    }
+    println!("{said}");
+    assert!(output.status.success(), "in guest mode: {}", output.status);
+}
+
+/// `libbarchan_dune.so`, built if it is not; `None`, and a line that says so, where it cannot be.
+fn guest_mode_library() -> Option<std::path::PathBuf> {
+    if !std::path::Path::new(env!("CARGO")).is_file() {
+        println!("skipped: the guest-mode runtime is not here, nor cargo to build it");
+        return None;
+    }
+    let program = std::env::current_exe().expect("this program");
+    // target/debug/deps/program-0123
+    let target = program.ancestors().nth(3).expect("it lies in the target directory");
+    let built = std::process::Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--release", "--package", "dune-preload"])
+        .arg("--manifest-path")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
+        .arg("--target-dir")
+        .arg(target)
+        .status()
+        .expect("cargo starts");
+    assert!(built.success(), "cargo build --release --package dune-preload: {built}");
+    let library = target.join("release/libbarchan_dune.so");
+    assert!(library.is_file(), "{}", library.display());
+    Some(library)
 }
 
 /// Private anonymous pages, aligned to 2 MiB.

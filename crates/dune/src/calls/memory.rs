@@ -117,6 +117,17 @@ pub(super) fn brk(a: [u64; 6]) -> i64 {
     result
 }
 
+/// The arguments of madvise, with MADV_FREE made MADV_DONTNEED where the kernel would take it.
+///
+/// It allows that. Pages that are free to take are taken when memory is short, which would be a write at
+/// any time that nobody sees.
+pub(super) fn advice(mut a: [u64; 6]) -> [u64; 6] {
+    if a[2] as i32 == libc::MADV_FREE && make(libc::SYS_madvise, a) == 0 {
+        a[2] = libc::MADV_DONTNEED as u64;
+    }
+    a
+}
+
 /// Rare ones, whose ranges only the kernel knows.
 pub(super) fn other(nr: u64, a: [u64; 6]) -> i64 {
     if touches_arena(a[0], 1) {

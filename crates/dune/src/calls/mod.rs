@@ -42,6 +42,7 @@ pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
         }
         _ => {}
     }
+    let a = if nr as i64 == libc::SYS_madvise { memory::advice(a) } else { a };
     let record = &guest.thread.under_way;
     let pending = written::before(record, nr, &a);
     let outcome = make(guest, nr, a);

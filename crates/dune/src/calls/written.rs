@@ -1,9 +1,10 @@
 //! What the kernel writes for the program while it makes a call: the D bits of the guest's tables do not
 //! show it, so it is marked here (`effects` says what it is).
 //!
-//! Nothing is marked before somebody asks for dirty pages ([`start`]): until then everything is dirty.
-//! From then on a call's ranges lie in its thread's record, where [`under_way`] finds them, from before the
-//! call until they are marked after it. A call that began before is taken to write everything.
+//! Nothing is marked before somebody asks for dirty pages ([`start`], [`retain`]): until then everything
+//! counts as dirty. A call's ranges lie in its thread's record, where [`under_way`] finds them, from before
+//! the call until they are marked after it; also those of a call that began before anybody asked, which
+//! may last (a thread that waits in `read`).
 //!
 //! Two approximations err on the safe side only: a call that lasts (io_uring, asynchronous I/O) makes
 //! everything dirty for ever, and a record that changes under the reader counts as everything.
@@ -22,8 +23,10 @@ use crate::sys;
 /// Ranges that a record holds.
 const RANGES: usize = 16;
 
-/// Whether anybody wants to know.
-static WANTED: AtomicBool = AtomicBool::new(false);
+/// How many want to know, and [`FROM_NOW_ON`].
+static WANTED: AtomicU32 = AtomicU32::new(0);
+/// Somebody wants to know, and will not say when no longer.
+const FROM_NOW_ON: u32 = 1 << 31;
 /// Whether the kernel may write anywhere at any time, from some call on.
 static FOR_EVER: AtomicBool = AtomicBool::new(false);
 
@@ -83,7 +86,23 @@ impl UnderWay {
 
 /// From now on dirty pages are wanted.
 pub(crate) fn start() {
-    WANTED.store(true, Ordering::SeqCst);
+    if WANTED.load(Ordering::SeqCst) & FROM_NOW_ON == 0 {
+        WANTED.fetch_or(FROM_NOW_ON, Ordering::SeqCst);
+    }
+}
+
+/// Dirty pages are wanted until [`release`].
+pub(crate) fn retain() {
+    WANTED.fetch_add(1, Ordering::SeqCst);
+}
+
+/// One who wanted them does so no more.
+pub(crate) fn release() {
+    WANTED.fetch_sub(1, Ordering::SeqCst);
+}
+
+fn wanted() -> bool {
+    WANTED.load(Ordering::SeqCst) != 0
 }
 
 /// Calls `f` with what calls that are under way may write; `false`: anything.
@@ -105,12 +124,15 @@ pub(crate) fn under_way(mut f: impl FnMut(Range<u64>)) -> bool {
 
 /// The kernel, or the monitor, has written there for the program.
 pub(crate) fn wrote(range: Range<u64>) {
-    if WANTED.load(Ordering::Relaxed) {
+    if wanted() {
         mark(range);
     }
 }
 
 fn mark(range: Range<u64>) {
+    // The kernel's stores are visible before it is decided that a D bit is set already: whoever clears
+    // that bit afterwards, and reports the page, then reads what was stored.
+    fence(Ordering::SeqCst);
     if let Some(tables) = space::view() {
         tables.mark_dirty(range);
     }
@@ -119,8 +141,6 @@ fn mark(range: Range<u64>) {
 /// A call about to be made.
 #[allow(clippy::large_enum_variant, reason = "on the stack, and there is no heap")]
 pub(crate) enum Pending {
-    /// Nobody wants to know.
-    Unwatched,
     /// It writes nothing.
     Nothing,
     /// These.
@@ -129,13 +149,6 @@ pub(crate) enum Pending {
 
 /// Before call `nr`: takes down what it may write.
 pub(crate) fn before(record: &UnderWay, nr: u64, arguments: &[u64; 6]) -> Pending {
-    if !WANTED.load(Ordering::SeqCst) {
-        // For who begins to want it while the call is under way.
-        record.state.store(EVERYTHING, Ordering::SeqCst);
-        if !WANTED.load(Ordering::SeqCst) {
-            return Pending::Unwatched;
-        }
-    }
     let call: Effects = effects::of(nr, arguments);
     if call.writes_nothing() {
         record.state.store(NONE, Ordering::SeqCst);
@@ -158,21 +171,16 @@ pub(crate) fn before(record: &UnderWay, nr: u64, arguments: &[u64; 6]) -> Pendin
 /// After the call: marks what it has written.
 pub(crate) fn after(record: &UnderWay, pending: &Pending, result: i64) {
     match pending {
-        Pending::Unwatched => {
-            if WANTED.load(Ordering::SeqCst) {
-                mark(0..USER_END);
-            }
-        }
         Pending::Nothing => return,
         Pending::Ranges(capture) => {
             let mut lasts = false;
             let coverage = capture.for_each_after(result, |written| {
                 lasts |= matches!(written.until, Until::Completion | Until::Unregistered);
-                mark(written.range());
+                wrote(written.range());
             });
             if let Coverage::Everything(why) = coverage {
                 lasts |= why.lasts();
-                mark(0..USER_END);
+                wrote(0..USER_END);
             }
             if lasts {
                 FOR_EVER.store(true, Ordering::SeqCst);

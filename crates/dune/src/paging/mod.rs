@@ -40,12 +40,12 @@ pub struct Rights {
 impl Rights {
     /// The leaf entry of a page of the user's with these rights.
     ///
-    /// Accessed and dirty are set from the start: what is not known to be clean is dirty, and a
-    /// shadow MMU need not set them.
+    /// Accessed and dirty are set from the start: what is not known to be clean is dirty (also where it
+    /// may not be written any more), and a shadow MMU need not set them.
     #[must_use]
     pub fn flags(self) -> Flags {
-        let mut flags = Flags::PRESENT | Flags::USER_ACCESSIBLE | Flags::ACCESSED;
-        flags.set(Flags::WRITABLE | Flags::DIRTY, self.write);
+        let mut flags = Flags::PRESENT | Flags::USER_ACCESSIBLE | Flags::ACCESSED | Flags::DIRTY;
+        flags.set(Flags::WRITABLE, self.write);
         flags.set(Flags::NO_EXECUTE, !self.execute);
         flags
     }

@@ -104,6 +104,13 @@ impl<M: TableMemory> Tables<M> {
         self.leaf_table(gva).ok().map(|table| &table.0[index(gva, 0)])
     }
 
+    /// The `count` entries from the one for the page at `gva` on, all of one table, if it exists.
+    #[must_use]
+    pub fn entries(&self, gva: u64, count: usize) -> Option<&[AtomicU64]> {
+        let first = index(gva, 0);
+        self.leaf_table(gva).ok().and_then(|table| table.0.get(first..first + count))
+    }
+
     /// Maps the pages of `range`, which lies within one table of the lowest level, to the frames
     /// from `gpa` on. Entries that already are present with these rights keep their bits, and protected
     /// ones ([`HELD`]) stay so.
@@ -138,9 +145,9 @@ impl<M: TableMemory> Tables<M> {
         });
     }
 
-    /// Sets the dirty bits of what is present in `range`: the kernel wrote there. Also of what the program
-    /// may not write at the moment: the kernel may where the program has protected a page itself
-    /// ([`HELD`]), and a debugger may anywhere.
+    /// Sets the dirty bits of what is present in `range`: the kernel wrote there, or it counts as written. Also
+    /// of what the program may not write at the moment: the kernel may where the program has protected a page
+    /// itself ([`HELD`]), and a debugger may anywhere.
     pub fn mark_dirty(&self, range: Range<u64>) {
         let (present, dirty) = (Flags::PRESENT.bits(), Flags::DIRTY.bits());
         self.for_each_table(range, |table, slots| {
@@ -260,7 +267,9 @@ mod tests {
         tables.fill(gva..gva + PAGE, 0x5000, READ_WRITE.flags()).expect("memory");
         let next = TABLE_SPAN;
         tables.fill(next..next + PAGE, 0x6000, READ.flags()).expect("memory");
-        tables.entry(gva).expect("a table").fetch_and(!dirty, Ordering::Relaxed);
+        for page in [gva, next] {
+            tables.entry(page).expect("a table").fetch_and(!dirty, Ordering::Relaxed);
+        }
         tables.mark_dirty(gva + 5..next + 5);
         assert_ne!(value(&tables, gva) & dirty, 0);
         assert_ne!(value(&tables, next) & dirty, 0);

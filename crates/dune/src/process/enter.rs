@@ -50,6 +50,14 @@ fn remedy(error: &HostError) -> &'static str {
 }
 
 static ENTERED: AtomicBool = AtomicBool::new(false);
+/// Whether it had one thread when it did, so that all its threads are in guest mode.
+static COMPLETE: AtomicBool = AtomicBool::new(false);
+
+/// Whether all threads of this process are in guest mode: what they write sets dirty bits. (One that the
+/// process had before it entered stays outside.)
+pub(crate) fn complete() -> bool {
+    entered() && COMPLETE.load(Ordering::Acquire)
+}
 
 /// Whether this process has entered guest mode.
 #[must_use]
@@ -120,6 +128,7 @@ pub unsafe fn enter() -> Result<(), EnterError> {
     let mask = sys::set_mask(!0);
     match prepare(mask) {
         Ok(thread) => {
+            COMPLETE.store(sys::threads() == Some(1), Ordering::Release);
             let guest = thread.start.as_ptr();
             // SAFETY: `thread` is ours, and its stack unused. The two words are next to each other
             // in no type: so they get an array of their own, on this stack, which the guest keeps.

@@ -179,6 +179,18 @@ pub(crate) fn thread_id() -> i32 {
     unsafe { raw(libc::SYS_gettid, [0; 6]) as i32 }
 }
 
+/// How many threads the process has; `None` if `/proc` does not say.
+pub(crate) fn threads() -> Option<u64> {
+    let mut stat = core::mem::MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: a path, and a structure of the kernel's size and layout for which zero bytes are valid.
+    unsafe {
+        let path = c"/proc/self/task".as_ptr() as u64;
+        call(libc::SYS_stat, [path, stat.as_mut_ptr() as u64, 0, 0, 0, 0]).ok()?;
+        // A directory has two links of its own, and one for each directory in it.
+        stat.assume_init().st_nlink.checked_sub(2)
+    }
+}
+
 /// The process' id.
 pub(crate) fn process_id() -> i32 {
     // SAFETY: no arguments.

@@ -1,0 +1,118 @@
+//! The dirty bits for other libraries of the process: the table of functions that `dune_abi` describes.
+//!
+//! The same as [`crate::inside`], with C's types. A library that uses it cannot prove that each calling
+//! thread is in guest mode without a system call; so the table is only given out where all threads of the
+//! process are ([`table`]), and those that they make are too.
+
+use core::ffi::CStr;
+use core::ops::Range;
+
+use dune_abi::{DirtyBits, INVALID, NO_MEMORY, OK, VERSION};
+
+use crate::calls::written;
+use crate::inside::{self, Inside, RangeError};
+use crate::process::enter;
+
+static TABLE: DirtyBits = DirtyBits {
+    size_bytes: size_of::<DirtyBits>() as u32,
+    version: VERSION,
+    retain,
+    release,
+    populate,
+    mark,
+    clear,
+    clear_among,
+    peek,
+    collect,
+};
+
+/// The table.
+///
+/// # Errors
+/// A sentence that says why there is none.
+pub fn table(version: u32) -> Result<&'static DirtyBits, &'static CStr> {
+    if version != VERSION {
+        Err(c"the guest-mode runtime speaks another version of the interface: use the one that was built \
+             together with this library")
+    } else if !enter::entered() {
+        Err(c"the process did not enter guest mode: `barchan doctor` says why")
+    } else if !enter::complete() {
+        Err(c"a thread of the process is outside guest mode, where its writes set no dirty bits: it was \
+             made before the process entered")
+    } else {
+        Ok(&TABLE)
+    }
+}
+
+fn inside() -> Inside {
+    // SAFETY: whoever has the table got it where all threads were in guest mode, and such threads make
+    // no others.
+    unsafe { Inside::assume() }
+}
+
+fn code(error: RangeError) -> i32 {
+    match error {
+        RangeError::Range | RangeError::Bitmap => INVALID,
+        RangeError::Memory => NO_MEMORY,
+    }
+}
+
+/// The bitmap, if it is long enough for the range.
+///
+/// # Safety
+/// `words` words at `bits` are there, and nobody else uses them.
+unsafe fn bitmap<'a>(range: &Range<usize>, bits: *mut u64, words: usize) -> Option<&'a mut [u64]> {
+    let pages = inside::check(range).ok()?;
+    if bits.is_null() || !bits.is_aligned() || words < pages.div_ceil(64) {
+        return None;
+    }
+    // SAFETY: not null, aligned, and by the caller's promise long enough and ours.
+    Some(unsafe { core::slice::from_raw_parts_mut(bits, words) })
+}
+
+unsafe extern "C" fn retain() {
+    written::retain();
+}
+
+unsafe extern "C" fn release() {
+    written::release();
+}
+
+unsafe extern "C" fn populate(start: usize, end: usize) -> i32 {
+    inside().populate(start..end).map_or_else(code, |()| OK)
+}
+
+unsafe extern "C" fn mark(start: usize, end: usize) -> i32 {
+    inside().mark(start..end).map_or_else(code, |()| OK)
+}
+
+unsafe extern "C" fn clear(start: usize, end: usize) -> i32 {
+    let range = start..end;
+    if inside::check(&range).is_err() {
+        return INVALID;
+    }
+    inside().clear_noted(&range, None).flush_everywhere();
+    OK
+}
+
+unsafe extern "C" fn clear_among(start: usize, end: usize, among: *const u64, words: usize) -> i32 {
+    let range = start..end;
+    // SAFETY: the caller's promise; nothing is written to it.
+    let Some(among) = (unsafe { bitmap(&range, among.cast_mut(), words) }) else { return INVALID };
+    inside().clear_noted(&range, Some(among)).flush_everywhere();
+    OK
+}
+
+unsafe extern "C" fn peek(start: usize, end: usize, bits: *mut u64, words: usize) -> i32 {
+    // SAFETY: the caller's promise.
+    let Some(bits) = (unsafe { bitmap(&(start..end), bits, words) }) else { return INVALID };
+    inside().peek(start..end, bits).map_or_else(code, |()| OK)
+}
+
+unsafe extern "C" fn collect(start: usize, end: usize, bits: *mut u64, words: usize) -> i32 {
+    let range = start..end;
+    // SAFETY: the caller's promise.
+    let Some(bits) = (unsafe { bitmap(&range, bits, words) }) else { return INVALID };
+    inside().collect_noted(&range, bits).flush_everywhere();
+    OK
+}
