@@ -80,7 +80,7 @@ fn test_fork1() {
 
 #[test]
 fn test_os() {
-    module("test_os", 1);
+    module("test_os", 0);
 }
 
 #[test]
