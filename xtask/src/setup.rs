@@ -35,6 +35,7 @@ const TEST: &[Package] = &[
     ("ecl", "a real program on the collector"),
     ("sqlite3", "a real program in guest mode"),
     ("git", "a real program in guest mode"),
+    ("libpython3.11-testsuite", "CPython's own tests, in guest mode"),
 ];
 
 /// What the emulated hosts of `cargo xtask guest-test` need, beside their kernels.
@@ -100,6 +101,7 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
 pub(crate) fn for_tests() -> anyhow::Result<()> {
     install(&[BUILD, TEST, GUEST].concat())?;
     crate::guest::fetch_kernels()?;
+    fetch_amalgamation()?;
     for (component, subcommand) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
         let there = cargo::cargo(&[subcommand, "--version"])?
             .stdout(Stdio::null())
@@ -114,6 +116,17 @@ pub(crate) fn for_tests() -> anyhow::Result<()> {
         if !status.is_ok_and(|status| status.success()) {
             bail!("cargo {subcommand} is missing: rustup component add {component}");
         }
+    }
+    Ok(())
+}
+
+/// Has cargo fetch the crate that brings sqlite3.c, which a test compiles in guest mode.
+fn fetch_amalgamation() -> anyhow::Result<()> {
+    let manifest = cargo::root()?.join("crates/barchan-cli/tests/dune/amalgamation/Cargo.toml");
+    let mut fetch = cargo::cargo(&["fetch", "--quiet", "--locked", "--manifest-path"])?;
+    let status = fetch.arg(&manifest).status().context("cannot start cargo")?;
+    if !status.success() {
+        bail!("cargo fetch --manifest-path {} failed ({status})", manifest.display());
     }
     Ok(())
 }

@@ -249,3 +249,50 @@ fn closing_everything_leaves_the_guest_running() {
         }
     });
 }
+
+#[test]
+fn the_list_of_descriptors_is_the_programs_own() {
+    fn list(path: &str) -> Vec<i32> {
+        let names = std::fs::read_dir(path).expect("a directory").map(|entry| {
+            let name = entry.expect("an entry").file_name();
+            name.to_str().expect("UTF-8").parse().expect("a number")
+        });
+        let mut descriptors: Vec<i32> = names.collect();
+        descriptors.sort_unstable();
+        descriptors
+    }
+    const LISTS: [&str; 4] =
+        ["/proc/self/fd", "/proc/self/fdinfo", "/proc/thread-self/fd", "/proc/thread-self/fdinfo"];
+    fn all() -> (Vec<Vec<i32>>, i32) {
+        let lists = LISTS.iter().map(|path| list(path)).collect();
+        // One entry at a time: what is left out is no end of the list.
+        let mut count = 0;
+        // SAFETY: a directory of ours, and a buffer of the length that is said.
+        unsafe {
+            let directory = libc::open(c"/proc/self/fd".as_ptr(), libc::O_RDONLY);
+            let mut buffer = [0u64; 3];
+            let at = buffer.as_mut_ptr();
+            while libc::syscall(libc::SYS_getdents64, directory, at, size_of_val(&buffer)) > 0 {
+                count += 1;
+            }
+            libc::close(directory);
+        }
+        (lists, count)
+    }
+    if !support::available() {
+        return;
+    }
+    // Natively and then in guest mode, in one child: other tests' descriptors come and go.
+    let (end, text) = support::run_in_child(|| {
+        let native = all();
+        assert!(native.0[0].len() > 3 && native.1 > 3, "{native:?}");
+        // SAFETY: the child has one thread.
+        unsafe { dune::enter() }.expect("guest mode");
+        assert_eq!(all(), native);
+        let in_a_thread = std::thread::spawn(all).join().expect("it ends");
+        assert_eq!(in_a_thread, native);
+        // Other directories have numbers too.
+        assert!(std::fs::read_dir("/proc/self/task").expect("a directory").count() > 0);
+    });
+    assert_eq!(end, End::Exit(0), "the guest said:\n{text}");
+}

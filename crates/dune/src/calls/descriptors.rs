@@ -1,10 +1,16 @@
 //! Descriptors of the monitor's: programs that close everything must not close them, and programs that
-//! look which are open shall not find them. Where they do not look by descriptor (`/proc/self/fd`)
-//! they see them.
+//! look which are open shall not find them, by descriptor or in the list `/proc/self/fd`. Who opens
+//! `/proc/self/fd/N` by its name, reads that list by the old `getdents(2)`, or through another process's
+//! eyes, finds them still.
 
+use core::fmt::Write as _;
+
+use super::written;
 use crate::process::run::Guest;
 use crate::process::thread::Thread;
 use crate::space::SPACE;
+use crate::sys::text::Text;
+use crate::sys::{self, Errno};
 
 /// Whether call `nr` is about one of them: to the program it is not open.
 pub(super) fn on_ours(nr: i64, a: [u64; 6]) -> bool {
@@ -68,4 +74,91 @@ pub(super) fn close_range(guest: &Guest<'_>, a: [u64; 6]) -> i64 {
         }
     }
     if start <= i64::from(last) { make(start as u32, last) } else { 0 }
+}
+
+/// `getdents64(2)`: a list of this process's descriptors is without those of the monitor.
+pub(super) fn getdents64(guest: &Guest<'_>, a: [u64; 6]) -> i64 {
+    let [fd, buffer, ..] = a;
+    loop {
+        let result = super::forward(guest, libc::SYS_getdents64 as u64, a);
+        if result <= 0 || !lists_descriptors(fd) {
+            return result;
+        }
+        // What the program is told is shorter than what was written.
+        let end = buffer.saturating_add(result as u64);
+        written::wrote(buffer..end);
+        match hide(buffer, end) {
+            // Nothing but the monitor's: no bytes would mean the end of the list.
+            Ok(0) => {}
+            Ok(len) => return len as i64,
+            Err(errno) => return -i64::from(errno.0),
+        }
+    }
+}
+
+/// Whether descriptor `fd` is `/proc/self/fd`, `/proc/self/fdinfo`, or a thread's.
+fn lists_descriptors(fd: u64) -> bool {
+    let mut path = Text::<40>::new();
+    let mut target = [0; 64];
+    let mut own = [0; 16];
+    if write!(path, "/proc/self/fd/{}\0", fd as u32).is_err() {
+        return false;
+    }
+    let target = read_link(path.bytes(), &mut target);
+    let own = read_link(b"/proc/self\0", &mut own);
+    let list = target.strip_prefix(b"/proc/").and_then(|rest| rest.strip_prefix(own));
+    let Some(list) = list else { return false };
+    let list = list.strip_suffix(b"info").unwrap_or(list);
+    let thread = |task: &[u8]| !task.is_empty() && task.iter().all(u8::is_ascii_digit);
+    match list.strip_suffix(b"/fd") {
+        Some(b"") => !own.is_empty(),
+        Some(middle) => middle.strip_prefix(b"/task/").is_some_and(thread),
+        None => false,
+    }
+}
+
+/// Where a link leads, its path ending in a zero byte; nothing if it is none, or longer than `target`.
+fn read_link<'a>(path: &[u8], target: &'a mut [u8]) -> &'a [u8] {
+    debug_assert_eq!(path.last(), Some(&0));
+    let (from, to) = (path.as_ptr() as u64, target.as_mut_ptr() as u64);
+    // SAFETY: a string that ends, and a buffer of the length that is said.
+    let done = unsafe { sys::call(libc::SYS_readlink, [from, to, target.len() as u64, 0, 0, 0]) };
+    match done {
+        Ok(len) if (len as usize) < target.len() => &target[..len as usize],
+        _ => &[],
+    }
+}
+
+/// Takes the monitor's descriptors out of the directory entries at `start..end`, which are the
+/// program's memory; how many bytes are left.
+fn hide(start: u64, end: u64) -> Result<u64, Errno> {
+    /// Bytes of `struct linux_dirent64` before its name, and where the entry's length is.
+    const NAME: usize = 19;
+    const LEN: usize = 16;
+    let (mut from, mut to) = (start, start);
+    while from < end {
+        // Names are numbers of ten digits at most, or dots: entries have 24 or 32 bytes.
+        let mut entry = [0; 32];
+        let there = entry.len().min((end - from) as usize);
+        sys::copy_in(from as usize, &mut entry[..there])?;
+        let len = usize::from(u16::from_ne_bytes([entry[LEN], entry[LEN + 1]]));
+        if len <= NAME || len > there {
+            // Not what the kernel writes: another thread of the program writes here too.
+            return Err(Errno(libc::EFAULT));
+        }
+        let name = entry[NAME..len].split(|byte| *byte == 0).next().unwrap_or_default();
+        if !number(name).is_some_and(ours) {
+            if from != to {
+                sys::copy_out(&entry[..len], to as usize)?;
+            }
+            to += len as u64;
+        }
+        from += len as u64;
+    }
+    Ok(to - start)
+}
+
+/// The number that `name` is, if it is one.
+fn number(name: &[u8]) -> Option<u64> {
+    core::str::from_utf8(name).ok()?.parse::<u32>().ok().map(u64::from)
 }

@@ -71,6 +71,7 @@ fn make(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
 
         nr if descriptors::on_ours(nr, a) => -i64::from(libc::EBADF),
         libc::SYS_close_range => descriptors::close_range(guest, a),
+        libc::SYS_getdents64 => descriptors::getdents64(guest, a),
 
         libc::SYS_rt_sigaction => actions::sigaction(guest.process(), a[0], a[1], a[2], a[3]),
         libc::SYS_rt_sigreturn => {
