@@ -97,10 +97,7 @@ fn available() -> bool {
 /// that was done in another process ([`elsewhere`]), or there is no guest mode here, and the reason is
 /// printed.
 pub(crate) fn run(body: impl FnOnce()) -> Option<(End, String)> {
-    if elsewhere() || !available() {
-        return None;
-    }
-    Some(run_in_child(|| {
+    run_to_enter(|| {
         // SAFETY: the child has one thread.
         if let Err(error) = unsafe { dune::enter() } {
             dune::stats::report(format_args!("{error}\n"));
@@ -108,7 +105,12 @@ pub(crate) fn run(body: impl FnOnce()) -> Option<(End, String)> {
             unsafe { libc::_exit(99) };
         }
         body();
-    }))
+    })
+}
+
+/// As [`run`], but `body` begins outside and enters by itself.
+pub(crate) fn run_to_enter(body: impl FnOnce()) -> Option<(End, String)> {
+    (!elsewhere() && available()).then(|| run_in_child(body))
 }
 
 /// As [`run`], but natively.
