@@ -108,8 +108,8 @@ With --dune the program, and every program that it executes, runs in guest mode:
 dynamically linked. With --tracker too it runs there on the collector, in the mode asked for; with
 --dune alone its collector, if it has one, is left as it is. Without --dune the program must load
 libgc.so.1 dynamically. Its own output is left alone: the summary goes to standard error when it ends,
-by whatever means. Other variables of the collector pass through; docs/tuning.md says which mode is for whom. The exit code is the program's, 128 + N if signal N ended it, 127 if it could not be
-started.")]
+by whatever means. Other variables of the collector pass through; docs/tuning.md says which mode is
+for whom. The exit code is the program's, 128 + N if signal N ended it, 127 if it could not be started.")]
 pub(crate) struct RunArgs {
     /// Source of dirty bits; auto: the best this machine has [default: auto]
     #[arg(long, value_name = "TRACKER", value_parser = crate::run::trackers())]
