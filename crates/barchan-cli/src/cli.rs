@@ -10,7 +10,7 @@ use crate::bench::workload;
 /// Longest pause that incremental mode aims at unless told otherwise.
 pub(crate) const DEFAULT_PAUSE_MS: u32 = 5;
 
-/// A drop-in libgc.so.1 with kernel-assisted dirty bits, and the benchmark that shows it.
+/// A drop-in libgc.so.1 with dirty bits by the kernel: build it, run programs on it, measure it.
 #[derive(Debug, Parser)]
 #[command(
     name = "barchan",
@@ -108,8 +108,8 @@ With --dune the program, and every program that it executes, runs in guest mode:
 dynamically linked. With --tracker too it runs there on the collector, in the mode asked for; with
 --dune alone its collector, if it has one, is left as it is. Without --dune the program must load
 libgc.so.1 dynamically. Its own output is left alone: the summary goes to standard error when it ends,
-by whatever means. The exit code is the program's, 128 + N if signal N ended it, 127 if it could not be
-started.")]
+by whatever means. Other variables of the collector pass through; docs/tuning.md says which mode is
+for whom. The exit code is the program's, 128 + N if signal N ended it, 127 if it could not be started.")]
 pub(crate) struct RunArgs {
     /// Source of dirty bits; auto: the best this machine has [default: auto]
     #[arg(long, value_name = "TRACKER", value_parser = crate::run::trackers())]
@@ -123,7 +123,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=999_998))]
     pub(crate) pause_ms: Option<u32>,
 
-    /// Threads that mark [default: the collector decides, one a core]
+    /// Threads that mark, in a program that has threads or asks for them [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) markers: Option<u32>,
 

@@ -51,7 +51,7 @@ struct Setting {
     meaning: &'static str,
 }
 
-/// A device that later versions use.
+/// A device that guest mode or userfaultfd uses.
 #[derive(Debug, Serialize)]
 struct Device {
     path: &'static str,
@@ -150,12 +150,12 @@ fn settings() -> Vec<Setting> {
         setting(
             "vm.unprivileged_userfaultfd",
             machine::line("/proc/sys/vm/unprivileged_userfaultfd"),
-            "0 is fine: Barchan asks for user-mode faults only",
+            "0 is fine: pagemap-scan does not depend on it",
         ),
         setting(
             "transparent huge pages",
             machine::transparent_huge_pages(),
-            "always: a write may be reported for 2 MiB at once",
+            "always: soft-dirty reports 2 MiB for one write",
         ),
         setting("CONFIG_USERFAULTFD", kernel_config("CONFIG_USERFAULTFD"), "userfaultfd(2)"),
         setting(

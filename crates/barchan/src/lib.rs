@@ -29,6 +29,23 @@
 //! # }
 //! ```
 //!
+//! # In a collector
+//!
+//! 1. [`Tracker::open`] once; if [`Tracker::kernel_writes`] is [`KernelWrites::Efault`], system calls must not
+//!    write to armed pages.
+//! 2. [`Tracker::track`] each part of the heap when it is mapped. Its pages are dirty.
+//! 3. When marking is complete, with nobody having written since: [`Region::arm`] the pages of which writes are to
+//!    be known, those with marked objects that hold pointers; then start the world. Leave the rest unarmed: it is
+//!    dirty and costs nothing.
+//! 4. Before free pages of an armed run are handed out: [`Region::disarm`] them, which saves the faults.
+//! 5. At the next collection, the world stopped: [`Region::peek`], and take the marked objects on dirty pages as
+//!    roots; then from 3. Or, with writers running (concurrent marking, pre-cleaning),
+//!    [`Region::collect_and_reset`] *before* the pages are read: what is written later is reported again. (It arms
+//!    all that it reports, new pages too.)
+//!    Under soft-dirty only [`Region::collect_and_reset_stopped`] resets.
+//! 6. After an `mmap` or `mremap` over a part: [`Region::remapped`]. An error of any call means: take its pages
+//!    as dirty.
+//!
 //! # The sources
 //!
 //! In guest mode (`barchan run --dune`) there is one more, guest-pte: the dirty bits that the processor sets in
@@ -50,8 +67,8 @@
 //! | a thread of its own | no | yes | no | no | no |
 //!
 //! **Huge pages.** Arming a whole huge page keeps it; the first write to it, or arming a part,
-//! splits it, so reports are of 4 KiB (but for soft-dirty, which has one bit for a huge page). khugepaged leaves protected pages alone. The
-//! alternative, to report 2 MiB for one store, makes a collector look at 512 pages for one.
+//! splits it, so reports are of 4 KiB (but for soft-dirty, which has one bit for a huge page).
+//! khugepaged leaves protected pages alone. The alternative, to report 2 MiB for one store, makes a collector look at 512 pages for one.
 //! Memory of `hugetlbfs` is not supported.
 //!
 //! **Unprivileged use.** pagemap-scan and userfaultfd need no privilege and no

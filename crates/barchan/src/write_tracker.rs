@@ -19,10 +19,13 @@ use crate::{PageRange, RegionError, Source};
 /// [`Source::sees_discards`] for the sources that must be told by [`Self::remapped`]).
 /// Swapping a page out and in is not a write, but may be reported as one.
 ///
-/// Two kinds of writes no source but all-dirty can see: those of devices, and of the kernel to
-/// `io_uring` or `O_DIRECT` buffers, through pages pinned *before* they were armed (unpin first,
-/// or disarm those pages); and under mprotect those of a debugger, or of a program that writes to
-/// its own `/proc/self/mem`, which the kernel lets pass the protection.
+/// What is not seen:
+/// - by any source but all-dirty: writes of devices, and of the kernel to `io_uring` or `O_DIRECT`
+///   buffers, through pages pinned *before* they were armed (unpin first, or disarm those pages);
+/// - by mprotect: those of a debugger, or of a program to its own `/proc/self/mem`, which the
+///   kernel lets pass the protection;
+/// - by guest-pte: those of another process (a debugger, `process_vm_writev` from outside), which
+///   do not go through the guest's page tables.
 ///
 /// # What before, after and concurrent mean
 ///

@@ -4,11 +4,11 @@
 //! [`enter`] moves the calling thread into guest mode; threads and processes that it creates from
 //! then on follow. Addresses mean what they meant; system calls, signals, forks work as before.
 //! What is won is what only a kernel has otherwise: page tables to read and edit, dirty bits, faults
-//! without signals.
+//! without signals. What that costs on a given host: `benches/guest-mode.md`.
 //!
 //! | Module | Holds |
 //! |---|---|
-//! | [`host`] | the virtual machine: a trait, and `/dev/kvm` behind it |
+//! | [`host`] | the virtual machine: a trait, `/dev/kvm` and `/dev/dune` behind it |
 //! | [`paging`] | page tables, pure |
 //! | `space` | the address space: tables as a cache of the kernel's mappings |
 //! | `process` | entering, the loop of a thread, threads, forks |
