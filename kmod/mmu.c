@@ -23,6 +23,13 @@
 #include "compat.h"
 #include "dune.h"
 
+/*
+ * In dune_window.flags, beside those of the ABI: nothing is mapped there any
+ * more. The window stays where invalidations find it until its last entry is
+ * out of the EPT, for that may drop the lock.
+ */
+#define WINDOW_CLOSING	BIT(31)
+
 /* What the process's page table says about an address. */
 struct host_page {
 	u64 pfn;
@@ -240,13 +247,16 @@ int dune_mmu_unmap_window(struct dune_vm *vm, const struct dune_window *window)
 		return -EINVAL;
 	spin_lock(&vm->mmu_lock);
 	w = find_window(vm, window->gpa);
-	if (w && w->gpa == window->gpa && w->size == window->size) {
+	if (w && w->gpa == window->gpa && w->size == window->size &&
+	    !(w->flags & WINDOW_CLOSING)) {
 		/*
-		 * First it is not there for faults. Others keep their places: an
-		 * invalidation that dropped the lock is on its way through them.
+		 * First it is not there for faults, last not for invalidations. Others
+		 * keep their places: an invalidation that dropped the lock is on its
+		 * way through them.
 		 */
-		memset(w, 0, sizeof(*w));
+		w->flags |= WINDOW_CLOSING;
 		dune_ept_zap(vm, window->gpa, window->gpa + window->size, true);
+		memset(w, 0, sizeof(*w));
 		r = 0;
 	}
 	spin_unlock(&vm->mmu_lock);
@@ -341,7 +351,8 @@ static int try_map(struct dune_vcpu *vcpu, u64 gpa, bool write)
 
 	spin_lock(&vm->mmu_lock);
 	w = find_window(vm, gpa);
-	if (!w || vm->dead || (write && (w->flags & DUNE_WINDOW_READONLY))) {
+	if (!w || vm->dead || (w->flags & WINDOW_CLOSING) ||
+	    (write && (w->flags & DUNE_WINDOW_READONLY))) {
 		r = -EFAULT;
 		goto out;
 	}
