@@ -36,6 +36,7 @@ struct host_page {
 	int level;
 	bool writable;
 	bool special;		/* no struct page that belongs to the mapping */
+	bool cached;		/* write-back, as the EPT would have it */
 };
 
 static void acknowledge(void *unused)
@@ -281,7 +282,8 @@ int dune_mmu_clear_dirty(struct dune_vm *vm, const struct dune_range *range)
 /*
  * The process's entry for hva; interrupts are off, so its tables stay (as for
  * get_user_pages_fast). False if it does not permit the access, or a write
- * would have to mark it dirty first.
+ * would have to mark it dirty first. A shadow stack is not writable, although
+ * pte_write says so: pte_access_permitted looks at the bit of the CPU.
  */
 static bool walk_host(struct mm_struct *mm, unsigned long hva, bool write, struct host_page *page)
 {
@@ -302,8 +304,9 @@ static bool walk_host(struct mm_struct *mm, unsigned long hva, bool write, struc
 	if (pud_leaf(pud)) {
 		page->level = 3;
 		page->pfn = pud_pfn(pud) + ((hva & ~PUD_MASK) >> PAGE_SHIFT);
-		page->writable = pud_write(pud) && pud_dirty(pud);
-		page->special = pud_devmap(pud);
+		page->writable = pud_access_permitted(pud, true) && pud_dirty(pud);
+		page->special = pud_devmap(pud) || dune_pud_special(pud);
+		page->cached = !(pud_flags(pud) & _PAGE_LARGE_CACHE_MASK);
 		return pud_access_permitted(pud, write) && (!write || page->writable);
 	}
 	pmd = READ_ONCE(*pmd_offset(&pud, hva));
@@ -312,8 +315,9 @@ static bool walk_host(struct mm_struct *mm, unsigned long hva, bool write, struc
 	if (pmd_leaf(pmd)) {
 		page->level = 2;
 		page->pfn = pmd_pfn(pmd) + ((hva & ~PMD_MASK) >> PAGE_SHIFT);
-		page->writable = pmd_write(pmd) && pmd_dirty(pmd);
-		page->special = pmd_devmap(pmd);
+		page->writable = pmd_access_permitted(pmd, true) && pmd_dirty(pmd);
+		page->special = pmd_devmap(pmd) || dune_pmd_special(pmd);
+		page->cached = !(pmd_flags(pmd) & _PAGE_LARGE_CACHE_MASK);
 		return pmd_access_permitted(pmd, write) && (!write || page->writable);
 	}
 	pte = READ_ONCE(*pte_offset_kernel(&pmd, hva));
@@ -321,8 +325,9 @@ static bool walk_host(struct mm_struct *mm, unsigned long hva, bool write, struc
 		return false;
 	page->level = 1;
 	page->pfn = pte_pfn(pte);
-	page->writable = pte_write(pte) && pte_dirty(pte);
+	page->writable = pte_access_permitted(pte, true) && pte_dirty(pte);
 	page->special = pte_special(pte) || pte_devmap(pte);
+	page->cached = !(pte_flags(pte) & _PAGE_CACHE_MASK);
 	return pte_access_permitted(pte, write) && (!write || page->writable);
 }
 
@@ -366,7 +371,9 @@ static int try_map(struct dune_vcpu *vcpu, u64 gpa, bool write)
 	local_irq_enable();
 	if (r)
 		goto out;
-	if (page.special && (write || !pfn_valid(page.pfn) || !page_is_ram(page.pfn))) {
+	/* The EPT says write-back: device memory, above all, must not come to that. */
+	if (!page.cached || !pfn_valid(page.pfn) ||
+	    (page.special && (write || !page_is_ram(page.pfn)))) {
 		r = -EFAULT;
 		goto out;
 	}
