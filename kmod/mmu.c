@@ -64,7 +64,10 @@ void dune_mmu_flush(struct dune_vm *vm)
 		}
 	}
 	if (any) {
+		/* With PREEMPT_RT the spinlock alone leaves preemption on. */
+		preempt_disable();
 		smp_call_function_many(vm->kick_mask, acknowledge, NULL, true);
+		preempt_enable();
 		cpumask_clear(vm->kick_mask);
 		dune_count(DUNE_STAT_KICKS);
 	}
