@@ -8,6 +8,7 @@
 #define DUNE_COMPAT_H
 
 #include <linux/mm.h>
+#include <linux/pgtable.h>
 #include <linux/syscore_ops.h>
 #include <linux/version.h>
 
@@ -21,6 +22,25 @@ static inline void vm_flags_set(struct vm_area_struct *vma, vm_flags_t flags)
 	vma->vm_flags |= flags;
 }
 #endif
+
+/* From 6.12 on device memory may be mapped by huge pages. */
+static inline bool dune_pmd_special(pmd_t pmd)
+{
+#ifdef CONFIG_ARCH_SUPPORTS_PMD_PFNMAP
+	return pmd_special(pmd);
+#else
+	return false;
+#endif
+}
+
+static inline bool dune_pud_special(pud_t pud)
+{
+#ifdef CONFIG_ARCH_SUPPORTS_PUD_PFNMAP
+	return pud_special(pud);
+#else
+	return false;
+#endif
+}
 
 #ifdef DUNE_HAVE_SYSCORE_DATA	/* struct syscore: 6.18, and stable kernels */
 #define DUNE_SYSCORE_ARG	void *data

@@ -111,6 +111,8 @@ int dune_vmcs_alloc(struct dune_vcpu *vcpu);
 void dune_vmcs_free(struct dune_vcpu *vcpu);
 int dune_vmcs_setup(struct dune_vcpu *vcpu);
 bool dune_vmcs_load(struct dune_vcpu *vcpu);
+bool dune_vmcs_begin(struct dune_vcpu *vcpu);
+void dune_vmcs_end(void);
 void dune_vmcs_clear_cpu(void);
 void dune_vmcs_cpu_init(int cpu);
 int dune_vmcs_init(void);

@@ -254,6 +254,13 @@ static void read_exit(struct dune_vcpu *vcpu)
 	u32 vectoring;
 
 	vcpu->exit_reason = vmcs_read(VM_EXIT_REASON);
+	/* A refused entry writes this and the qualification; what was to be delivered still is. */
+	if (unlikely(vcpu->exit_reason & VMX_EXIT_REASONS_FAILED_VMENTRY)) {
+		vcpu->qualification = vmcs_read(EXIT_QUALIFICATION);
+		vcpu->exit_bytes = 0;
+		vmcs_write(VM_ENTRY_INTR_INFO_FIELD, 0);
+		return;
+	}
 	vcpu->rip = vmcs_read(GUEST_RIP);
 	vcpu->rsp = vmcs_read(GUEST_RSP);
 	vcpu->rflags = vmcs_read(GUEST_RFLAGS);
@@ -348,6 +355,7 @@ static int enter_and_exit(struct dune_vcpu *vcpu, u32 inject, u32 inject_error)
 		if (vcpu->pml)
 			dune_pml_drain(vcpu);
 	} else {
+		vcpu->qualification = vmcs_read(VM_INSTRUCTION_ERROR);
 		vmcs_write(VM_ENTRY_INTR_INFO_FIELD, 0);
 	}
 	smp_store_release(&vcpu->guest_cpu, -1);
@@ -391,10 +399,8 @@ int dune_enter(struct dune_vcpu *vcpu)
 	if (r >= 0)
 		save_fpu(vcpu->xsave, vcpu->vm->xcr0);
 	local_irq_enable();	/* a pending interrupt is taken here */
-	if (r == 0 && inject)
+	if (r == 0 && inject && !(vcpu->exit_reason & VMX_EXIT_REASONS_FAILED_VMENTRY))
 		WRITE_ONCE(vcpu->run->inject, 0);
-	if (r == 1)
-		vcpu->qualification = vmcs_read(VM_INSTRUCTION_ERROR);
 	kernel_fpu_end();
 	return r;
 }

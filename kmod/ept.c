@@ -20,7 +20,7 @@
 #define EPT_LEAF	(VMX_EPT_READABLE_MASK | VMX_EPT_EXECUTABLE_MASK | VMX_EPT_IPAT_BIT | \
 			 (VMX_EPTP_MT_WB << VMX_EPT_MT_EPTE_SHIFT) | VMX_EPT_ACCESS_BIT)
 /* Entries between looks at whether somebody else wants the CPU or the lock. */
-#define ZAP_BATCH	4096
+#define BATCH		4096
 
 struct cursor {
 	u64 gpa;
@@ -149,7 +149,7 @@ void dune_ept_zap(struct dune_vm *vm, u64 gpa, u64 end, bool may_sleep)
 	while (next_leaf(vm, &c, end)) {
 		zap_leaf(&c, &tables);
 		c.gpa = ((c.gpa >> shift_of(c.level)) + 1) << shift_of(c.level);
-		if (++zapped % ZAP_BATCH == 0 && may_sleep &&
+		if (++zapped % BATCH == 0 && may_sleep &&
 		    (need_resched() || spin_needbreak(&vm->mmu_lock))) {
 			flush_and_free(vm, &tables);
 			cond_resched_lock(&vm->mmu_lock);
@@ -224,11 +224,15 @@ again:
 		dune_count(DUNE_STAT_FAULTS_LARGE);
 }
 
-/* Whether a dirty bit was set: then a flush is owed, before anybody relies on it. */
+/*
+ * Whether a dirty bit was set: then a flush is owed, before anybody relies on
+ * it. May drop the lock on the way, and flushes before it does.
+ */
 bool dune_ept_clear_dirty(struct dune_vm *vm, u64 gpa, u64 end)
 {
 	struct cursor c = { .gpa = gpa };
 	bool any = false;
+	u64 seen = 0;
 
 	while (next_leaf(vm, &c, end)) {
 		if (READ_ONCE(*c.entry[c.level]) & VMX_EPT_DIRTY_BIT) {
@@ -237,6 +241,11 @@ bool dune_ept_clear_dirty(struct dune_vm *vm, u64 gpa, u64 end)
 			any = true;
 		}
 		c.gpa = ((c.gpa >> shift_of(c.level)) + 1) << shift_of(c.level);
+		if (++seen % BATCH == 0 &&
+		    (need_resched() || spin_needbreak(&vm->mmu_lock))) {
+			dune_mmu_flush(vm);
+			cond_resched_lock(&vm->mmu_lock);
+		}
 	}
 	return any;
 }

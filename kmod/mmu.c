@@ -23,12 +23,20 @@
 #include "compat.h"
 #include "dune.h"
 
+/*
+ * In dune_window.flags, beside those of the ABI: nothing is mapped there any
+ * more. The window stays where invalidations find it until its last entry is
+ * out of the EPT, for that may drop the lock.
+ */
+#define WINDOW_CLOSING	BIT(31)
+
 /* What the process's page table says about an address. */
 struct host_page {
 	u64 pfn;
 	int level;
 	bool writable;
 	bool special;		/* no struct page that belongs to the mapping */
+	bool cached;		/* write-back, as the EPT would have it */
 };
 
 static void acknowledge(void *unused)
@@ -56,7 +64,10 @@ void dune_mmu_flush(struct dune_vm *vm)
 		}
 	}
 	if (any) {
+		/* With PREEMPT_RT the spinlock alone leaves preemption on. */
+		preempt_disable();
 		smp_call_function_many(vm->kick_mask, acknowledge, NULL, true);
+		preempt_enable();
 		cpumask_clear(vm->kick_mask);
 		dune_count(DUNE_STAT_KICKS);
 	}
@@ -240,13 +251,16 @@ int dune_mmu_unmap_window(struct dune_vm *vm, const struct dune_window *window)
 		return -EINVAL;
 	spin_lock(&vm->mmu_lock);
 	w = find_window(vm, window->gpa);
-	if (w && w->gpa == window->gpa && w->size == window->size) {
+	if (w && w->gpa == window->gpa && w->size == window->size &&
+	    !(w->flags & WINDOW_CLOSING)) {
 		/*
-		 * First it is not there for faults. Others keep their places: an
-		 * invalidation that dropped the lock is on its way through them.
+		 * First it is not there for faults, last not for invalidations. Others
+		 * keep their places: an invalidation that dropped the lock is on its
+		 * way through them.
 		 */
-		memset(w, 0, sizeof(*w));
+		w->flags |= WINDOW_CLOSING;
 		dune_ept_zap(vm, window->gpa, window->gpa + window->size, true);
+		memset(w, 0, sizeof(*w));
 		r = 0;
 	}
 	spin_unlock(&vm->mmu_lock);
@@ -271,7 +285,8 @@ int dune_mmu_clear_dirty(struct dune_vm *vm, const struct dune_range *range)
 /*
  * The process's entry for hva; interrupts are off, so its tables stay (as for
  * get_user_pages_fast). False if it does not permit the access, or a write
- * would have to mark it dirty first.
+ * would have to mark it dirty first. A shadow stack is not writable, although
+ * pte_write says so: pte_access_permitted looks at the bit of the CPU.
  */
 static bool walk_host(struct mm_struct *mm, unsigned long hva, bool write, struct host_page *page)
 {
@@ -292,8 +307,9 @@ static bool walk_host(struct mm_struct *mm, unsigned long hva, bool write, struc
 	if (pud_leaf(pud)) {
 		page->level = 3;
 		page->pfn = pud_pfn(pud) + ((hva & ~PUD_MASK) >> PAGE_SHIFT);
-		page->writable = pud_write(pud) && pud_dirty(pud);
-		page->special = pud_devmap(pud);
+		page->writable = pud_access_permitted(pud, true) && pud_dirty(pud);
+		page->special = pud_devmap(pud) || dune_pud_special(pud);
+		page->cached = !(pud_flags(pud) & _PAGE_LARGE_CACHE_MASK);
 		return pud_access_permitted(pud, write) && (!write || page->writable);
 	}
 	pmd = READ_ONCE(*pmd_offset(&pud, hva));
@@ -302,8 +318,9 @@ static bool walk_host(struct mm_struct *mm, unsigned long hva, bool write, struc
 	if (pmd_leaf(pmd)) {
 		page->level = 2;
 		page->pfn = pmd_pfn(pmd) + ((hva & ~PMD_MASK) >> PAGE_SHIFT);
-		page->writable = pmd_write(pmd) && pmd_dirty(pmd);
-		page->special = pmd_devmap(pmd);
+		page->writable = pmd_access_permitted(pmd, true) && pmd_dirty(pmd);
+		page->special = pmd_devmap(pmd) || dune_pmd_special(pmd);
+		page->cached = !(pmd_flags(pmd) & _PAGE_LARGE_CACHE_MASK);
 		return pmd_access_permitted(pmd, write) && (!write || page->writable);
 	}
 	pte = READ_ONCE(*pte_offset_kernel(&pmd, hva));
@@ -311,8 +328,9 @@ static bool walk_host(struct mm_struct *mm, unsigned long hva, bool write, struc
 		return false;
 	page->level = 1;
 	page->pfn = pte_pfn(pte);
-	page->writable = pte_write(pte) && pte_dirty(pte);
+	page->writable = pte_access_permitted(pte, true) && pte_dirty(pte);
 	page->special = pte_special(pte) || pte_devmap(pte);
+	page->cached = !(pte_flags(pte) & _PAGE_CACHE_MASK);
 	return pte_access_permitted(pte, write) && (!write || page->writable);
 }
 
@@ -341,7 +359,8 @@ static int try_map(struct dune_vcpu *vcpu, u64 gpa, bool write)
 
 	spin_lock(&vm->mmu_lock);
 	w = find_window(vm, gpa);
-	if (!w || vm->dead || (write && (w->flags & DUNE_WINDOW_READONLY))) {
+	if (!w || vm->dead || (w->flags & WINDOW_CLOSING) ||
+	    (write && (w->flags & DUNE_WINDOW_READONLY))) {
 		r = -EFAULT;
 		goto out;
 	}
@@ -355,7 +374,9 @@ static int try_map(struct dune_vcpu *vcpu, u64 gpa, bool write)
 	local_irq_enable();
 	if (r)
 		goto out;
-	if (page.special && (write || !pfn_valid(page.pfn) || !page_is_ram(page.pfn))) {
+	/* The EPT says write-back: device memory, above all, must not come to that. */
+	if (!page.cached || !pfn_valid(page.pfn) ||
+	    (page.special && (write || !page_is_ram(page.pfn)))) {
 		r = -EFAULT;
 		goto out;
 	}

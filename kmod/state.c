@@ -77,11 +77,8 @@ int dune_state_set(struct dune_vcpu *vcpu, const struct dune_state *state)
 	r = check(state);
 	if (r)
 		return r;
-	preempt_disable();
-	if (!dune_vmcs_load(vcpu)) {
-		preempt_enable();
+	if (!dune_vmcs_begin(vcpu))
 		return -EINTR;
-	}
 	for (i = 0; i < ARRAY_SIZE(segments); i++) {
 		const struct dune_segment *s = (const void *)state + segments[i].offset;
 		int field = 2 * segments[i].index;
@@ -105,12 +102,13 @@ int dune_state_set(struct dune_vcpu *vcpu, const struct dune_state *state)
 	vmcs_write(GUEST_IA32_EFER, state->efer);
 	vmcs_write(GUEST_INTERRUPTIBILITY_INFO, 0);
 	vmcs_write(GUEST_PENDING_DBG_EXCEPTIONS, 0);
-	preempt_enable();
+	dune_vmcs_end();
 	vcpu->star = state->star;
 	vcpu->lstar = state->lstar;
 	vcpu->fmask = state->fmask;
 	vcpu->kernel_gs_base = state->kernel_gs_base;
 	vcpu->redeliver = 0;
+	vcpu->flushed_gen = 0;	/* with a tag, CR3 and CR4 from here would flush nothing */
 	vcpu->has_run_state = true;
 	return 0;
 }
@@ -121,11 +119,8 @@ int dune_state_get(struct dune_vcpu *vcpu, struct dune_state *state)
 	int i;
 
 	memset(state, 0, sizeof(*state));
-	preempt_disable();
-	if (!dune_vmcs_load(vcpu)) {
-		preempt_enable();
+	if (!dune_vmcs_begin(vcpu))
 		return -EINTR;
-	}
 	for (i = 0; i < ARRAY_SIZE(segments); i++) {
 		struct dune_segment *s = (void *)state + segments[i].offset;
 		int field = 2 * segments[i].index;
@@ -144,7 +139,7 @@ int dune_state_get(struct dune_vcpu *vcpu, struct dune_state *state)
 	state->cr3 = vmcs_read(GUEST_CR3);
 	state->cr4 = vmcs_read(CR4_READ_SHADOW);
 	state->efer = vmcs_read(GUEST_IA32_EFER);
-	preempt_enable();
+	dune_vmcs_end();
 	state->star = vcpu->star;
 	state->lstar = vcpu->lstar;
 	state->fmask = vcpu->fmask;

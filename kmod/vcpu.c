@@ -5,6 +5,7 @@
 #include <linux/anon_inodes.h>
 #include <linux/fs.h>
 #include <linux/log2.h>
+#include <linux/rcupdate.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -145,8 +146,16 @@ static int vcpu_run(struct dune_vcpu *vcpu)
 		}
 		if (r > 0)
 			return 0;
+		/* VMX may stay off (a reboot, a suspend that went wrong): no endless loop. */
+		if (r == -EAGAIN && signal_pending(current))
+			r = -EINTR;
 		if (r == -EAGAIN || r == 0) {
-			cond_resched();
+			/*
+			 * A guest that only computes comes past here at every
+			 * interrupt, and never to user space: RCU-tasks, on which
+			 * tracing and BPF wait, has to be told that it may go on.
+			 */
+			cond_resched_tasks_rcu_qs();
 			continue;
 		}
 		if (r == -EINTR)
@@ -350,8 +359,12 @@ int dune_vcpu_create(struct dune_vm *vm, const struct dune_vcpu_config *config)
 	vcpu = vcpu_alloc(vm, config);
 	if (!vcpu)
 		return -ENOMEM;
-	while ((r = dune_vmcs_setup(vcpu)) == -EAGAIN)
+	while ((r = dune_vmcs_setup(vcpu)) == -EAGAIN && !signal_pending(current))
 		schedule();
+	if (r) {
+		vcpu_free(vcpu);
+		return -EINTR;
+	}
 	if (!vcpu_link(vcpu)) {
 		vcpu_free(vcpu);
 		return -EMFILE;

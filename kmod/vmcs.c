@@ -124,6 +124,29 @@ out:
 	return on;
 }
 
+/*
+ * The same, for calls that only read and write fields, until dune_vmcs_end.
+ * Interrupts are off meanwhile, for a reboot turns VMX off in one.
+ */
+bool dune_vmcs_begin(struct dune_vcpu *vcpu)
+{
+	preempt_disable();
+	if (dune_vmcs_load(vcpu)) {
+		local_irq_disable();
+		if (likely(dune_vmx_on()))
+			return true;
+		local_irq_enable();
+	}
+	preempt_enable();
+	return false;
+}
+
+void dune_vmcs_end(void)
+{
+	local_irq_enable();
+	preempt_enable();
+}
+
 int dune_vmcs_alloc(struct dune_vcpu *vcpu)
 {
 	int id;
@@ -220,26 +243,22 @@ static void write_fixed_guest_state(void)
 /* Everything that stays as it is for the life of the vCPU. */
 int dune_vmcs_setup(struct dune_vcpu *vcpu)
 {
-	int r = -EAGAIN;
-
-	preempt_disable();
-	if (dune_vmcs_load(vcpu)) {
-		write_controls(vcpu);
-		write_host_state();
-		write_fixed_guest_state();
-		/* dune_enter writes these when they differ. */
-		vcpu->host_cr3 = vcpu->host_cr4 = ~0ULL;
-		vmcs_write(HOST_FS_BASE, 0);
-		vmcs_write(GUEST_RIP, 0);
-		vmcs_write(GUEST_RSP, 0);
-		vmcs_write(GUEST_RFLAGS, X86_EFLAGS_FIXED);
-		vcpu->rflags = X86_EFLAGS_FIXED;
-		vcpu->exceptions = 0;
-		vmcs_write(EXCEPTION_BITMAP, 0);
-		r = 0;
-	}
-	preempt_enable();
-	return r;
+	if (!dune_vmcs_begin(vcpu))
+		return -EAGAIN;
+	write_controls(vcpu);
+	write_host_state();
+	write_fixed_guest_state();
+	/* dune_enter writes these when they differ. */
+	vcpu->host_cr3 = vcpu->host_cr4 = ~0ULL;
+	vmcs_write(HOST_FS_BASE, 0);
+	vmcs_write(GUEST_RIP, 0);
+	vmcs_write(GUEST_RSP, 0);
+	vmcs_write(GUEST_RFLAGS, X86_EFLAGS_FIXED);
+	vcpu->rflags = X86_EFLAGS_FIXED;
+	vcpu->exceptions = 0;
+	vmcs_write(EXCEPTION_BITMAP, 0);
+	dune_vmcs_end();
+	return 0;
 }
 
 void dune_vmcs_cpu_init(int cpu)

@@ -10,6 +10,7 @@
 #include <linux/cpuhotplug.h>
 #include <linux/module.h>
 #include <linux/reboot.h>
+#include <linux/sched/smt.h>
 #include <asm/cpufeature.h>
 #include <asm/fpu/api.h>
 #include <asm/fpu/xcr.h>
@@ -207,6 +208,8 @@ int dune_vmx_probe(void)
 			pr_err("dune: this CPU has the L1TF bug and cannot flush its L1 data cache: update the microcode, or load with allow_l1tf=1 if every user of dune may read all memory\n");
 			return -EPERM;
 		}
+		if (sched_smt_active())
+			pr_warn("dune: this CPU has the L1TF bug and SMT is on: a guest can read what the sibling thread has in the L1 data cache; boot with nosmt if that matters\n");
 	}
 	probe_guest_bits();
 	dune_fpu_probe();
@@ -224,7 +227,8 @@ failed:
 	return -EIO;
 }
 
-static int cpu_on(void)
+/* Interrupts off: kvm_intel of 6.1 turns VMX on in one, between any two of these lines. */
+static int cpu_on_irqs_off(void)
 {
 	struct page *region = this_cpu_read(vmxon_region);
 	int r;
@@ -244,6 +248,17 @@ static int cpu_on(void)
 	dune_enter_cpu_init();
 	this_cpu_write(vmx_on, true);
 	return 0;
+}
+
+static int cpu_on(void)
+{
+	unsigned long flags;
+	int r;
+
+	local_irq_save(flags);
+	r = cpu_on_irqs_off();
+	local_irq_restore(flags);
+	return r;
 }
 
 static void cpu_off(void)

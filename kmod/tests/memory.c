@@ -255,6 +255,29 @@ static void the_guests_page_tables_need_memory_too(void)
 	check(vcpu.run->access & DUNE_ACCESS_PAGE_WALK);
 }
 
+/* A state with another CR3 has its translations, whatever was kept of the other's. */
+static void another_root_table_is_obeyed(void)
+{
+	volatile uint8_t *p = low_pages(3 * MB2);
+	uint64_t alias = FOUR_GIB - MB2;
+	static struct vm other;
+	int i;
+
+	open_one(0);
+	p = (void *)(((uintptr_t)p + MB2 - 1) & ~(MB2 - 1));
+	other = vm;
+	make_tables(&other);
+	vm.pd[3][511] = (uintptr_t)p | 0x87;
+	other.pd[3][511] = (uintptr_t)(p + MB2) | 0x87;
+	p[9] = 1;
+	p[MB2 + 9] = 2;
+	for (i = 0; i < 4; i++) {
+		vcpu.vm = i & 1 ? &other : &vm;
+		check_eq(guest_reads((void *)(alias + 9)), 1 + (i & 1));
+	}
+	vcpu.vm = &vm;
+}
+
 static void the_stack_grows(void)
 {
 	volatile uint8_t *p;
@@ -464,6 +487,7 @@ const struct test memory_tests[] = {
 	TEST(a_readonly_window_is_readonly),
 	TEST(outside_of_the_windows_there_is_nothing),
 	TEST(the_guests_page_tables_need_memory_too),
+	TEST(another_root_table_is_obeyed),
 	TEST(the_stack_grows),
 	TEST(the_vvar_page_is_readable),
 	TEST(huge_pages_are_mapped_whole_and_split),

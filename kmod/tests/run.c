@@ -281,6 +281,21 @@ static void a_state_that_the_cpu_refuses_is_an_exit(void)
 	run_to(&vcpu, DUNE_EXIT_VMCALL);
 }
 
+/* What the CPU refused was not delivered, and is not once it has been withdrawn. */
+static void a_refused_event_does_not_come_later(void)
+{
+	open_one(true, guest_calls, 1);
+	set_gate(&vm, 14, stub_fault, true);
+	vcpu.run->inject = DUNE_EVENT_VALID | DUNE_EVENT_EXCEPTION | DUNE_EVENT_HAS_ERROR | 14;
+	vcpu.run->fs_base = 1ULL << 60;		/* not canonical */
+	run_to(&vcpu, DUNE_EXIT_FAIL_ENTRY);
+	check(vcpu.run->inject != 0);
+	vcpu.run->inject = 0;
+	vcpu.run->fs_base = 0;
+	run_to(&vcpu, DUNE_EXIT_VMCALL);
+	check_eq(vcpu.run->regs.rax, 1);
+}
+
 static void fpu_state_is_kept_and_apart(void)
 {
 	uint64_t pattern = 0x0123456789abcdefULL, out[2] __attribute__((aligned(16))) = { 1, 2 };
@@ -403,6 +418,7 @@ const struct test run_tests[] = {
 	TEST(an_interrupted_delivery_is_taken_up_again),
 	TEST(a_triple_fault_is_an_exit),
 	TEST(a_state_that_the_cpu_refuses_is_an_exit),
+	TEST(a_refused_event_does_not_come_later),
 	TEST(fpu_state_is_kept_and_apart),
 	TEST(xsave_images_go_in_and_out),
 	TEST(segment_bases_are_the_guests_own),

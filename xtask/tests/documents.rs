@@ -77,7 +77,8 @@ fn the_c_example_compiles_without_a_warning() {
 #[test]
 fn the_tests_that_the_specification_names_exist() {
     let mut named = 0;
-    for token in read("SPECIFICATION.md").split('`') {
+    let documents = read("SPECIFICATION.md") + &read("docs/security-kmod.md");
+    for token in documents.split('`') {
         if let Some((file, function)) = token.split_once(".rs::") {
             let file = format!("{file}.rs");
             let wanted = format!("fn {function}(");
