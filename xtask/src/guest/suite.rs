@@ -68,7 +68,9 @@ const SUITE: &[Entry] = &[
             ("BARCHAN_TEST_SOURCES", "guest-pte"),
             ("LD_PRELOAD", RUNTIME),
         ],
-        wanted: |host, _| host == Host::Tcg,
+        // QEMU 7.2 passes it mostly; once, with 6.12, the outer kernel's stack was corrupted in it, which no
+        // program of ours can do. Natively it is one of barchan's own tests.
+        wanted: |host, _| host == Host::Tcg && std::env::var_os("BARCHAN_TCG_GUEST_PTE").is_some(),
     },
     // Guest mode: of the runtime's own tests those that do not depend on how fast the emulator gets on beside
     // other work. By hand: `cargo xtask guest-test --host tcg -p dune --test signals`; `protection`; `tasks`,
