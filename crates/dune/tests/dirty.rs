@@ -180,6 +180,24 @@ fn a_signal_frame_is_written_memory() {
     });
 }
 
+/// A fault leaves SS null behind, which a return to ring 3 from ring 0 must not find.
+#[test]
+fn a_flush_right_after_a_fault_returns() {
+    passes(|| {
+        let inside = Inside::current().expect("inside");
+        let start = map(16 * 512);
+        for page in (0..16 * 512).step_by(512) {
+            // No system call comes between the first touch and the flush: it would load SS again.
+            // SAFETY: in the mapping.
+            unsafe { start.add(page * PAGE).write_volatile(1) };
+            inside.flush();
+            // SAFETY: in the mapping.
+            unsafe { start.add((page + 1) * PAGE).write_volatile(1) };
+            inside.flush_page(start as usize + page * PAGE);
+        }
+    });
+}
+
 #[test]
 fn arguments_are_checked() {
     passes(|| {

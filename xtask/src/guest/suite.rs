@@ -26,6 +26,11 @@ struct Entry {
 /// Where the guest-mode runtime is in the guest.
 const RUNTIME: &str = "/test/libbarchan_dune.so";
 
+/// If set, the tests of dirty bits run in QEMU too. They pass mostly, but twice in some dozen runs the stack of
+/// the outer kernel (6.12) was corrupted in them, which a program cannot do where KVM and the processor are right.
+/// Natively they are among the crates' own tests.
+const DIRTY_BITS: &str = "BARCHAN_TCG_DIRTY_BITS";
+
 /// The suite, but for the probe, which begins it.
 const SUITE: &[Entry] = &[
     // Debian's kernels have soft-dirty bits, which the kernels of many clouds lack; and 6.1 shows
@@ -95,7 +100,7 @@ const SUITE: &[Entry] = &[
         target: &["--test", "dirty"],
         arguments: &["--show-output"],
         environment: &[],
-        wanted: |host, _| host == Host::Tcg,
+        wanted: |host, _| host == Host::Tcg && std::env::var_os(DIRTY_BITS).is_some(),
     },
 ];
 

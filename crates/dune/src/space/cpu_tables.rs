@@ -12,7 +12,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::arena;
-use crate::host::kvm::{TSS_SELECTOR, USER_CS};
+use crate::host::kvm::{TSS_SELECTOR, USER_CS, USER_SS};
 use crate::sys::PAGE_SIZE;
 
 /// The port that SYSCALL's stub writes to.
@@ -113,7 +113,6 @@ pub(crate) fn release_handler(cpu: usize, rsp: u64) {
 /// Puts the frame of a page fault on CPU `cpu`'s handler stack, with the address. Returns where it is, or
 /// `None` if the stack is in use.
 pub(crate) fn hand_over(cpu: usize, pushed: &Frame, address: u64) -> Option<u64> {
-    use crate::host::kvm::USER_SS;
     let area = gdt(cpu);
     // SAFETY: an aligned word of the arena.
     let busy = unsafe { &*((area + HANDLER_BUSY) as *const AtomicU64) };
@@ -234,10 +233,15 @@ pub(crate) fn write_shared() {
             put(stub as usize, u64::from_le_bytes([0xff, 0x25, d0, d1, d2, d3, 0x0f, 0x0b]));
         }
     }
+    const CODE_LEN: usize = 48;
+    let [s0, s1] = USER_SS.to_le_bytes();
     let [f0, f1, f2, f3] = FLUSH.to_le_bytes();
     let [p0, p1, p2, p3] = FLUSH_PAGE.to_le_bytes();
     #[rustfmt::skip]
-    let code = [
+    let code: [u8; CODE_LEN] = [
+        // An exception that goes through an IST loads SS with null (SDM Vol. 3A, §6.14.5), and is resumed
+        // without SS being restored; iretq to ring 3 refuses null, and at ring 0 that is a triple fault.
+        0x48, 0xc7, 0x44, 0x24, 0x20, s0, s1, 0, 0, // mov qword ptr [rsp + 32], USER_SS
         0x48, 0x3d, f0, f1, f2, f3, // cmp rax, FLUSH
         0x75, 0x08,                 // jne 1f
         0x0f, 0x20, 0xda,           // mov rdx, cr3
@@ -249,8 +253,9 @@ pub(crate) fn write_shared() {
         0x48, 0xcf,                 // iretq
         0xe6, PORT_EXCEPTION + BREAKPOINT, // 2: out imm8, al
         0x0f, 0x0b,                 // ud2
-        0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
+        0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
     ];
+    const { assert!(CODE_LEN % 8 == 0 && CODE_LEN <= STUB_BREAKPOINT_LEN) };
     for (index, bytes) in code.chunks_exact(8).enumerate() {
         let mut word = [0; 8];
         word.copy_from_slice(bytes);
@@ -315,7 +320,6 @@ pub(crate) fn read_frame(cpu: usize, vector: u8) -> Frame {
 
 /// Writes a frame through which IRETQ returns to ring 3, and returns its address.
 pub(crate) fn write_iret_frame(cpu: usize, rip: u64, rflags: u64, rsp: u64) -> u64 {
-    use crate::host::kvm::USER_SS;
     let bottom = fault_stack(cpu) - 40;
     let words = [rip, u64::from(USER_CS), rflags, rsp, u64::from(USER_SS)];
     for (index, word) in words.into_iter().enumerate() {
