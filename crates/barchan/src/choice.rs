@@ -14,7 +14,7 @@ use std::time::Instant;
 use crate::probe::Scratch;
 use crate::sources::Opened;
 use crate::tracker::open_probed;
-use crate::{Measured, PAGE_SIZE, PageRange, Source, WriteTracker, bitmap};
+use crate::{Measured, Source, WriteTracker, bitmap};
 
 /// Pages of each source that are written in a round.
 const PAGES: usize = 32;
@@ -38,8 +38,7 @@ pub fn measured() -> Option<Measured> {
 
 /// The best that works; `None` if nothing does, which all-dirty sees to.
 pub(crate) fn open_best() -> Option<Arc<dyn Opened>> {
-    let mut working = Source::ALL.into_iter().filter_map(|source| open_probed(source).ok());
-    let first = working.next()?;
+    let first = Source::ALL.into_iter().find_map(|source| open_probed(source).ok())?;
     if first.source() != Source::GuestPte {
         return Some(first);
     }
@@ -88,14 +87,13 @@ impl Trial {
 
     /// Writes to each page and collects, as an epoch of a collector does; all are clean before and after.
     fn round(&mut self) -> Option<()> {
-        let range: PageRange = self.memory.range();
+        let range = self.memory.range();
         let mut bits = [0; bitmap::words_for(PAGES)];
         let began = Instant::now();
         (0..PAGES).for_each(|page| self.memory.store(page));
         // SAFETY: only this thread knows the pages, and it is not writing.
         let dirty = unsafe { self.region.collect_and_reset_stopped(range, &mut bits) }.ok()?;
         let ns = began.elapsed().as_nanos();
-        debug_assert_eq!(range.len_bytes(), PAGES * PAGE_SIZE);
         if dirty != PAGES {
             return None; // It is not what it claims to be: no figure.
         }
