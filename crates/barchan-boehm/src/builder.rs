@@ -23,11 +23,16 @@ use crate::tree::{copy_tree, hash_file, hex};
 use crate::upstream::Upstream;
 
 /// Raised when the steps of a build change, so that old builds are done again.
-const RECIPE: &str = "barchan-boehm recipe 1";
+const RECIPE: &str = "barchan-boehm recipe 2";
 
 /// The libraries that programs load, all of them with this soname.
 const SHARED: &[&str] = &["libgc.so.1", "libgccpp.so.1", "libcord.so.1"];
 
+/// What only the tree of the shared libraries is configured with: all of the collector in
+/// one translation unit, as Debian builds its `libgc.so.1` (upstream's configure does so
+/// where no static library is built beside it).
+const SHARED_TREE: &[&str] =
+    &["GC_BUILD_SHARED_LIBS=ON", "BUILD_TESTING=ON", "enable_single_obj_compilation=ON"];
 /// The static libraries.
 const STATIC: &[&str] = &["libgc.a", "libgccpp.a", "libgctba.a", "libcord.a"];
 
@@ -201,7 +206,7 @@ impl Job {
     /// Both cmake trees, installed into the prefix.
     fn compile(&self, progress: &mut dyn FnMut(&str)) -> Result<()> {
         progress(&format!("{}: shared libraries and tests (cmake)", self.flavour));
-        self.cmake("shared", &self.prefix(), &["GC_BUILD_SHARED_LIBS=ON", "BUILD_TESTING=ON"])?;
+        self.cmake("shared", &self.prefix(), SHARED_TREE)?;
 
         // The second install would overwrite headers and cmake files with its own:
         // it gets a prefix apart, of which only the archives are taken.
