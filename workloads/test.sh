@@ -213,6 +213,12 @@ for library in "" "${stress_libraries[@]}"; do
         sources=(auto mprotect userfaultfd all-dirty)
         policies=(auto partial alternate)
     fi
+    # the choices of the collector, off one by one, and all of them
+    every=serial-small,lopsided,share,slices,rate,retention,trial,young-runs,heat,lift
+    for off in ${library:+$every ${every//,/ }}; do
+        stress "without $off $library" "LD_LIBRARY_PATH=$library" GC_MARKERS=2 GC_ENABLE_INCREMENTAL=1 \
+            GC_PAUSE_TIME_TARGET=2 "GC_BARCHAN_OFF=$off"
+    done
     for markers in 1 2; do
         stress "full $markers $library" "LD_LIBRARY_PATH=$library" GC_MARKERS=$markers
         for source in "${sources[@]}"; do

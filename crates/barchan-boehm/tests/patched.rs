@@ -109,6 +109,32 @@ fn says_why_it_cannot_track_and_falls_back() {
 }
 
 #[test]
+fn switches_off_what_is_named_and_reports_what_is_not_known() {
+    let names = [
+        "serial-small",
+        "lopsided",
+        "share",
+        "slices",
+        "rate",
+        "retention",
+        "trial",
+        "young-runs",
+        "heat",
+        "lift",
+    ];
+    let log = log_of_incremental_run("GC_BARCHAN_OFF", &names.join(","));
+    for name in names {
+        assert!(log.contains(&format!("Switched off by GC_BARCHAN_OFF: {name}\n")), "{name}: {log}");
+    }
+    assert!(!log.contains("unknown name"), "{log}");
+
+    let log = log_of_incremental_run("GC_BARCHAN_OFF", "heat,,heat-up,");
+    assert_eq!(log.matches("Switched off by GC_BARCHAN_OFF: ").count(), 1, "{log}");
+    assert_eq!(log.matches("unknown name").count(), 1, "{log}");
+    assert!(log.contains("GC_BARCHAN_OFF has an unknown name: heat-up\n"), "{log}");
+}
+
+#[test]
 fn logs_the_source_that_it_uses() {
     for source in ["pagemap-scan", "mprotect", "all-dirty"] {
         let log = log_of_incremental_run("BARCHAN_TRACKER", source);

@@ -45,6 +45,7 @@ struct barchan_stats {
     unsigned long tracker, scans, scan_us, pages_scanned, pages_dirty, pages_armed, pages_disarmed,
         arm_runs, arm_us;
     char source_name[32];
+    unsigned long faults, fault_ns, full_preferred;
 };
 
 struct record {
@@ -58,7 +59,7 @@ struct record {
     uint64_t vdb, incremental;  /* vdb UINT64_MAX: the collector does not tell */
     uint64_t gc_version;
     uint64_t has_stats, scans, scan_us, pages_scanned, pages_dirty, pages_armed, pages_disarmed,
-        arm_runs, arm_us;
+        arm_runs, arm_us, faults, fault_ns, full_preferred;
     char source_name[32];
     char program[64];
     uint64_t pause_ns[]; /* the first PAUSES of them; the file is sparse */
@@ -123,7 +124,7 @@ static struct record *open_record(void)
         return NULL;
     struct record *r = map;
     earlier = gc.gc_no != NULL ? gc.gc_no() : 0;
-    r->version = 1;
+    r->version = 2;
     r->size_bytes = sizeof *r;
     r->pid = (uint64_t)getpid();
     r->begin_ns = r->last_ns = now_ns();
@@ -158,6 +159,9 @@ static void note_state(struct record *r)
             r->pages_disarmed = s.pages_disarmed;
             r->arm_runs = s.arm_runs;
             r->arm_us = s.arm_us;
+            r->faults = s.faults;
+            r->fault_ns = s.fault_ns;
+            r->full_preferred = s.full_preferred;
             memcpy(r->source_name, s.source_name, sizeof r->source_name - 1);
             r->has_stats = 1;
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench::config::Selector;
+use crate::bench::vary::Vary;
 use crate::bench::workload;
 
 /// Longest pause that incremental mode aims at unless told otherwise.
@@ -124,7 +125,7 @@ pub(crate) struct RunArgs {
     pub(crate) pause_ms: Option<u32>,
 
     /// Threads that mark, in a program that has threads or asks for them [default: one a core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
     pub(crate) markers: Option<u32>,
 
     /// Collector to run on: the patched one, the pinned upstream, or the system's [default: barchan]
@@ -212,7 +213,12 @@ pinned/generational/mprotect; --config also takes parts of it, such as barchan o
 debian/full. --list shows all of them.
 
 Rounds are interleaved: each round runs every configuration once, in an order that rotates,
-so that a slow minute of the machine hits all of them. Keep the machine idle meanwhile.")]
+so that a slow minute of the machine hits all of them. Keep the machine idle meanwhile.
+
+Time against heap, each collector at several sizes of the heap, and what is read at the same heap:
+  barchan bench --workload tree-clustered --vary GC_FREE_SPACE_DIVISOR=1,2,3,5,8,12
+What single choices of the patched collector are good for (boehm-patch/README.md has the names):
+  barchan bench --config barchan/generational --vary GC_BARCHAN_OFF=,heat,lift,trial")]
 pub(crate) struct BenchArgs {
     /// Small sizes and one round, unless --rounds says otherwise: for a first look
     #[arg(long)]
@@ -239,13 +245,18 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "F", value_parser = scale)]
     pub(crate) scale: Option<f64>,
 
+    /// Run each configuration once for each value of an environment variable; an empty value
+    /// leaves it unset
+    #[arg(long, value_name = "VAR=V1,V2,...")]
+    pub(crate) vary: Option<Vary>,
+
     /// Pause that incremental mode aims at, in milliseconds
     #[arg(long, value_name = "N", default_value_t = DEFAULT_PAUSE_MS,
           value_parser = clap::value_parser!(u32).range(1..=999_998))]
     pub(crate) pause_ms: u32,
 
     /// Threads that mark, in every mode but `full` [default: one a core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
     pub(crate) markers: Option<u32>,
 
     /// Seconds after which a run is killed and counted as failed

@@ -43,12 +43,16 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_possible() {
         (&["bench", "--rounds", "0"], "0 is not in 1..=1000"),
         (&["bench", "--scale", "2"], "above 0 and up to 1"),
         (&["bench", "--pause-ms", "x"], "invalid digit"),
+        (&["bench", "--vary", "GC_FREE_SPACE_DIVISOR=3"], "two values or more"),
+        (&["bench", "--vary", "GC_MARKERS=1,2"], "set by the benchmark"),
+        (&["bench", "--vary", "PATH=1,2"], "not the collector's"),
+        (&["bench", "--markers", "17"], "17 is not in 1..=16"),
         (&["run"], "PROG"),
         (&["run", "--tracker", "nope", "--", "true"], "possible values: guest-pte, pagemap-scan"),
         (&["run", "--mode", "fast", "--", "true"], "possible values: full"),
         (&["run", "--dune", "--mode", "full", "--", "true"], "cannot be used with --dune unless"),
         (&["run", "--dune", "--markers", "2", "--", "true"], "cannot be used with --dune unless"),
-        (&["run", "--markers", "0", "--", "true"], "not in 1..=256"),
+        (&["run", "--markers", "0", "--", "true"], "not in 1..=16"),
         (&["build", "--only", "nope"], "possible values: stock"),
         (&["report"], "FILE.json"),
     ];
@@ -301,6 +305,46 @@ fn a_tiny_benchmark_goes_all_the_way() {
     let again = ok(&["report", &json.to_string_lossy()]);
     assert_eq!(stdout(&again), stdout(&output), "the table is drawn again as it was");
     assert!(html.is_file());
+}
+
+#[test]
+fn a_varied_variable_gives_curves_and_comparisons() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (json, html) = (dir.path().join("v.json"), dir.path().join("v.html"));
+    let output = ok(&[
+        "bench",
+        "--workload=gcbench",
+        "--scale=0.05",
+        "--rounds=1",
+        "--config=pinned/full",
+        "--config=barchan/full",
+        "--vary=GC_FREE_SPACE_DIVISOR=,1,30",
+        "--json",
+        &json.to_string_lossy(),
+        "--html",
+        &html.to_string_lossy(),
+    ]);
+    let text = std::fs::read_to_string(&json).expect("measurements");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    let names: Vec<_> =
+        report["runs"].as_array().expect("runs").iter().map(|run| run["config"].as_str()).collect();
+    assert_eq!(names.len(), 6, "{text}");
+    assert!(names.contains(&Some("barchan/full GC_FREE_SPACE_DIVISOR=30")), "{names:?}");
+    assert!(names.contains(&Some("pinned/full GC_FREE_SPACE_DIVISOR unset")), "{names:?}");
+    // The variable reached the collector: it collects far more often with the larger divisor.
+    let collections = |name: &str| {
+        let runs = report["runs"].as_array().expect("runs");
+        let run = runs.iter().find(|run| run["config"] == name).expect("the run");
+        run["sample"]["collections"].as_u64().expect("a number")
+    };
+    let of = |value: u32| collections(&format!("barchan/full GC_FREE_SPACE_DIVISOR={value}"));
+    assert!(of(30) > 2 * of(1), "{} and {}", of(30), of(1));
+
+    let table = stdout(&output);
+    assert!(table.contains("at equal peak heap") && table.contains("a full mode"), "{table}");
+    assert!(table.contains("against the variable unset"), "{table}");
+    let page = std::fs::read_to_string(&html).expect("the page");
+    assert!(page.contains("Time against peak heap") && page.contains("<polyline"), "no curve");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! the baseline, then generational mode must not be slower than it either.
 //! The allowances are the project's own promises; heap and pauses are judged against that
 //! same configuration, so that nobody wins by using more memory or stopping longer.
+//! Settings of `--vary` are not judged here: see [`super::vary`].
 
 use super::config::{Collector, Mode};
 use super::model::{Report, WorkloadInfo};
@@ -95,11 +96,13 @@ impl Verdict {
 
 /// The verdicts on one workload, for the modes in which both sides were measured.
 pub(crate) fn verdicts(workload: &WorkloadInfo, rows: &[Row<'_>]) -> Vec<Verdict> {
+    let judged: Vec<&Cell> =
+        rows.iter().filter(|row| row.info().setting.is_none()).filter_map(Row::cell).collect();
     Mode::ALL
         .into_iter()
         .filter_map(|mode| {
             let of_mode =
-                || rows.iter().filter_map(Row::cell).filter(move |cell| cell.config.mode == mode);
+                || judged.iter().copied().filter(move |cell| cell.config.mode == mode);
             let ours = of_mode().find(|cell| cell.config.collector == Collector::Barchan)?;
             let fastest = |gave_up: bool| {
                 of_mode()

@@ -11,6 +11,7 @@ mod preflight;
 mod progress;
 mod runner;
 pub(crate) mod summary;
+pub(crate) mod vary;
 pub(crate) mod workload;
 
 use std::collections::VecDeque;
@@ -24,11 +25,12 @@ use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
 
 use crate::cli::BenchArgs;
 use crate::{build, machine::Machine, report, write_file};
-use config::{Collector, Config};
+use config::{Collector, Config, Mode};
 use model::{CollectorInfo, ConfigInfo, Outcome, Report, Run, WorkloadInfo};
 use preflight::Ready;
 use progress::{Key, Progress};
 use runner::Job;
+use vary::Setting;
 use workload::Workload;
 
 /// Rounds of a full benchmark.
@@ -45,6 +47,8 @@ const INTERRUPTED: u8 = 128 + 2;
 struct Plan {
     workloads: Vec<&'static Workload>,
     configs: Vec<Config>,
+    /// What every configuration is run with; one `None` if nothing is varied.
+    settings: Vec<Option<Setting>>,
     rounds: u32,
     quick: bool,
     scale: f64,
@@ -60,6 +64,10 @@ impl Plan {
         Self {
             workloads: workload::select(&args.workload),
             configs: config::select(&args.config),
+            settings: match &args.vary {
+                Some(vary) => vary.settings().map(Some).collect(),
+                None => vec![None],
+            },
             rounds: args.rounds.unwrap_or(if args.quick { 1 } else { ROUNDS }),
             quick: args.quick,
             scale: args.scale.unwrap_or(1.0),
@@ -70,8 +78,12 @@ impl Plan {
         }
     }
 
-    fn environment(&self, config: Config) -> Vec<(String, String)> {
-        config.environment(self.markers, self.pause_ms)
+    fn environment(&self, config: Config, setting: Option<&Setting>) -> Vec<(String, String)> {
+        let mut environment = config.environment(self.markers, self.pause_ms);
+        if let Some(Setting { variable, value: Some(value) }) = setting {
+            environment.push((variable.clone(), value.clone()));
+        }
+        environment
     }
 
     /// The arguments of a workload; sizes of `--quick` and of `--scale` multiply.
@@ -96,6 +108,9 @@ impl Plan {
         if let Some(scale) = args.scale {
             words.push(format!("--scale {scale}"));
         }
+        if let Some(vary) = &args.vary {
+            words.push(format!("--vary {vary}"));
+        }
         if self.no_skip {
             words.push("--no-skip".to_owned());
         }
@@ -104,8 +119,38 @@ impl Plan {
     }
 }
 
-/// A configuration, and how to run it or why that cannot be done here.
-type Checked = (Config, std::result::Result<Ready, String>);
+/// A configuration with a setting, and how to run it or why that cannot be done here.
+struct Candidate {
+    config: Config,
+    setting: Option<Setting>,
+    ready: std::result::Result<Ready, String>,
+}
+
+impl Candidate {
+    /// Every configuration of the plan with every setting.
+    fn all(layout: &Layout, plan: &Plan) -> Vec<Self> {
+        let mut all = Vec::new();
+        for config in &plan.configs {
+            for setting in &plan.settings {
+                let environment = plan.environment(*config, setting.as_ref());
+                all.push(Self {
+                    config: *config,
+                    setting: setting.clone(),
+                    ready: preflight::check(layout, *config, &environment),
+                });
+            }
+        }
+        all
+    }
+
+    /// The name in reports.
+    fn name(&self) -> String {
+        match &self.setting {
+            None => self.config.to_string(),
+            Some(setting) => format!("{} {setting}", self.config),
+        }
+    }
+}
 
 /// Runs the subcommand.
 pub(crate) fn command(layout: &Layout, args: &BenchArgs) -> Result<ExitCode> {
@@ -113,26 +158,22 @@ pub(crate) fn command(layout: &Layout, args: &BenchArgs) -> Result<ExitCode> {
     if !args.list && !args.no_build {
         build_needed(layout, &plan)?;
     }
-    let checked: Vec<Checked> = plan
-        .configs
-        .iter()
-        .map(|config| (*config, preflight::check(layout, *config, &plan.environment(*config))))
-        .collect();
+    let candidates = Candidate::all(layout, &plan);
     if args.list {
-        list(&plan, &checked);
+        list(&plan, &candidates);
         return Ok(ExitCode::SUCCESS);
     }
-    if checked.iter().all(|(_, ready)| ready.is_err()) {
-        let why: Vec<_> = checked
+    if candidates.iter().all(|candidate| candidate.ready.is_err()) {
+        let why: Vec<_> = candidates
             .iter()
-            .filter_map(|(c, r)| Some(format!("{c}: {}", r.as_ref().err()?)))
+            .filter_map(|c| Some(format!("{}: {}", c.name(), c.ready.as_ref().err()?)))
             .collect();
         return Err(Error::new(ErrorKind::Missing, "none of the configurations can be run here")
             .tried(why.join("\n"))
             .remedy("barchan build"));
     }
     let stop = stop_on_interrupt()?;
-    let report = measure(layout, args, &plan, &checked, &stop);
+    let report = measure(layout, args, &plan, &candidates, &stop);
     publish(layout, args, &report)
 }
 
@@ -164,20 +205,20 @@ fn build_needed(layout: &Layout, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-fn list(plan: &Plan, checked: &[Checked]) {
+fn list(plan: &Plan, candidates: &[Candidate]) {
     println!("Workloads:");
     for workload in &plan.workloads {
         let why = workload.unavailable().map(|why| format!(" (not available: {why})"));
         println!("  {:<16} {}{}", workload.name, workload.title, why.unwrap_or_default());
     }
     println!("\nConfigurations:");
-    for (config, ready) in checked {
-        let state = match ready {
+    for candidate in candidates {
+        let state = match &candidate.ready {
             Ok(Ready { reported_source: Some(source), .. }) => format!("ready (reports {source})"),
             Ok(_) => "ready".to_owned(),
             Err(why) => format!("not available: {why}"),
         };
-        println!("  {config:<34} {state}");
+        println!("  {:<34} {state}", candidate.name());
     }
 }
 
@@ -186,11 +227,12 @@ fn measure(
     layout: &Layout,
     args: &BenchArgs,
     plan: &Plan,
-    checked: &[Checked],
+    candidates: &[Candidate],
     stop: &AtomicBool,
 ) -> Report {
-    let ready: Vec<(Config, &Ready)> =
-        checked.iter().filter_map(|(c, r)| Some((*c, r.as_ref().ok()?))).collect();
+    let ready: Vec<(&Candidate, &Ready)> =
+        candidates.iter().filter_map(|c| Some((c, c.ready.as_ref().ok()?))).collect();
+    let modes: Vec<(String, Mode)> = ready.iter().map(|(c, _)| (c.name(), c.config.mode)).collect();
     let mut report = Report {
         format: model::FORMAT,
         barchan_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -205,15 +247,15 @@ fn measure(
         machine: Machine::read(Some(layout.root())),
         collectors: collectors(layout, plan),
         workloads: plan.workloads.iter().map(|w| workload_info(plan, w)).collect(),
-        configs: checked.iter().map(|(c, ready)| config_info(plan, *c, ready)).collect(),
+        configs: candidates.iter().map(|candidate| config_info(plan, candidate)).collect(),
         runs: Vec::new(),
     };
     let mut left = VecDeque::from(schedule(plan.rounds, plan.workloads.len(), ready.len()));
     left.retain(|&(_, w, _)| report.workloads[w].unavailable.is_none());
     let mut progress = Progress::new(left.len());
     while let Some((round, w, c)) = left.pop_front() {
-        let (workload, (config, ready)) = (plan.workloads[w], ready[c]);
-        if !plan.no_skip && is_hopeless(&report.runs, workload.name, config) {
+        let (workload, (candidate, ready), config) = (plan.workloads[w], ready[c], &modes[c].0);
+        if !plan.no_skip && is_hopeless(&report.runs, workload.name, &modes, c) {
             let before = left.len();
             left.retain(|&(_, workload, config)| (workload, config) != (w, c));
             progress.skip(before - left.len() + 1);
@@ -228,7 +270,7 @@ fn measure(
             std::iter::once((w, c)).chain(left.iter().map(|&(_, w, c)| (w, c))).collect();
         progress.begin(&format!("round {round}: {} on {config}", workload.name), &keys);
         let begin = Instant::now();
-        let outcome = runner::run(&job(layout, plan, workload, config, ready));
+        let outcome = runner::run(&job(layout, plan, workload, candidate, ready));
         if stop.load(Ordering::Relaxed) {
             report.interrupted = true; // the program got the ^C too: its run counts for nothing
             break;
@@ -237,15 +279,16 @@ fn measure(
         if let Outcome::Failed { why } = &outcome {
             progress.say(&format!("FAILED {} on {config}, round {round}: {why}", workload.name));
         }
-        let (workload, config) = (workload.name.to_owned(), config.to_string());
+        let (workload, config) = (workload.name.to_owned(), config.clone());
         report.runs.push(Run { workload, config, round, outcome });
     }
     report.duration_s = progress.finish().as_secs_f64();
     report
 }
 
-/// Whether the configuration's first run on the workload says that more are a waste.
-fn is_hopeless(runs: &[Run], workload: &str, config: Config) -> bool {
+/// Whether the first run on the workload of one of the configurations, given by name and mode, says
+/// that more are a waste.
+fn is_hopeless(runs: &[Run], workload: &str, modes: &[(String, Mode)], which: usize) -> bool {
     let seconds = |run: &Run| match &run.outcome {
         Outcome::Measured { sample } => Some(sample.total_s),
         Outcome::Failed { .. } => None,
@@ -253,25 +296,32 @@ fn is_hopeless(runs: &[Run], workload: &str, config: Config) -> bool {
     let of_config = |name: &str| {
         runs.iter().find(|run| run.workload == workload && run.config == name).and_then(seconds)
     };
-    let fastest = Config::all()
-        .into_iter()
-        .filter(|other| other.mode == config.mode)
-        .filter_map(|other| of_config(&other.to_string()))
+    let (name, mode) = &modes[which];
+    let fastest = modes
+        .iter()
+        .filter(|(_, other)| other == mode)
+        .filter_map(|(other, _)| of_config(other))
         .min_by(f64::total_cmp);
-    match (of_config(&config.to_string()), fastest) {
+    match (of_config(name), fastest) {
         (Some(own), Some(fastest)) => own > HOPELESS * fastest,
         _ => false,
     }
 }
 
-fn job(layout: &Layout, plan: &Plan, workload: &Workload, config: Config, ready: &Ready) -> Job {
+fn job(
+    layout: &Layout,
+    plan: &Plan,
+    workload: &Workload,
+    candidate: &Candidate,
+    ready: &Ready,
+) -> Job {
     let mut args = plan.arguments(workload);
     args.push("--json".to_owned());
     Job {
         program: layout.workloads().join(workload.program),
         args,
         library_dir: ready.library_dir.clone(),
-        environment: plan.environment(config),
+        environment: plan.environment(candidate.config, candidate.setting.as_ref()),
         timeout: plan.timeout,
     }
 }
@@ -301,15 +351,13 @@ fn workload_info(plan: &Plan, workload: &Workload) -> WorkloadInfo {
     }
 }
 
-fn config_info(
-    plan: &Plan,
-    config: Config,
-    ready: &std::result::Result<Ready, String>,
-) -> ConfigInfo {
+fn config_info(plan: &Plan, candidate: &Candidate) -> ConfigInfo {
+    let Candidate { config, setting, ready } = candidate;
     ConfigInfo {
-        name: config.to_string(),
-        config,
-        environment: plan.environment(config).into_iter().collect(),
+        name: candidate.name(),
+        config: *config,
+        setting: setting.clone(),
+        environment: plan.environment(*config, setting.as_ref()).into_iter().collect(),
         unavailable: ready.as_ref().err().cloned(),
         reported_source: ready.as_ref().ok().and_then(|ready| ready.reported_source.clone()),
     }
@@ -394,9 +442,11 @@ mod tests {
             run("debian/generational/mprotect", 70.0),
             run("barchan/generational", 10.0),
         ];
+        let modes: Vec<_> =
+            Config::all().into_iter().map(|config| (config.to_string(), config.mode)).collect();
         let hopeless = |name: &str| {
-            let config = Config::all().into_iter().find(|config| config.to_string() == name);
-            is_hopeless(&runs, "list", config.expect("a configuration"))
+            let which = modes.iter().position(|(config, _)| config == name);
+            is_hopeless(&runs, "list", &modes, which.expect("a configuration"))
         };
         assert!(hopeless("pinned/generational/userfaultfd"));
         assert!(!hopeless("debian/generational/mprotect"));

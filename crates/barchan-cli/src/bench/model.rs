@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::config::{Collector, Config};
+use super::vary::Setting;
 use crate::machine::Machine;
 
 /// The format that this version writes. Raised when a reader would be misled.
@@ -85,6 +86,9 @@ pub(crate) struct ConfigInfo {
     /// What it is made of.
     #[serde(flatten)]
     pub(crate) config: Config,
+    /// The setting of `--vary`, if there is one.
+    #[serde(default)]
+    pub(crate) setting: Option<Setting>,
     /// The collector's environment.
     pub(crate) environment: BTreeMap<String, String>,
     /// Why it could not be measured here, if it could not.

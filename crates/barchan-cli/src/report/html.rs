@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{maybe, number, plot, speed};
+use super::{maybe, number, plot, speed, vary};
 use crate::bench::compare::{self, Verdict};
 use crate::bench::config::Mode;
 use crate::bench::model::{Report, WorkloadInfo};
@@ -24,6 +24,7 @@ pub(crate) fn render(report: &Report) -> String {
     );
     header(&mut page, report);
     verdicts(&mut page, report);
+    page.push_str(&vary::render_html(report));
     for workload in report.workloads.iter().filter(|w| w.unavailable.is_none()) {
         section(&mut page, report, workload);
     }

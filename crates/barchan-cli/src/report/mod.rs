@@ -4,6 +4,7 @@
 pub(crate) mod html;
 mod plot;
 pub(crate) mod table;
+mod vary;
 
 use std::process::ExitCode;
 

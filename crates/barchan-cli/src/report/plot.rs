@@ -28,13 +28,14 @@ struct Panel {
 }
 
 /// A mapping of values to 0..1.
-enum Axis {
+pub(crate) enum Axis {
     Linear { max: f64 },
     Log { min_decade: i32, max_decade: i32 },
 }
 
 impl Axis {
-    fn linear(values: impl Iterator<Item = f64>) -> Self {
+    /// From 0 to a little above the largest value.
+    pub(crate) fn linear(values: impl Iterator<Item = f64>) -> Self {
         Self::Linear { max: values.fold(0.0, f64::max).max(1e-9) * 1.12 }
     }
 
@@ -52,7 +53,8 @@ impl Axis {
         Self::Log { min_decade: low, max_decade: high.max(low + 1) }
     }
 
-    fn place(&self, value: f64) -> f64 {
+    /// Where a value is, 0 at the start of the axis and 1 at its end.
+    pub(crate) fn place(&self, value: f64) -> f64 {
         match self {
             Self::Linear { max } => value / max,
             Self::Log { min_decade, max_decade } => {
@@ -62,7 +64,8 @@ impl Axis {
         }
     }
 
-    fn ticks(&self) -> Vec<f64> {
+    /// Round values to label.
+    pub(crate) fn ticks(&self) -> Vec<f64> {
         match self {
             Self::Linear { max } => {
                 let step = nice_step(max / 6.0);
@@ -160,7 +163,8 @@ fn grid(svg: &mut String, panel: &Panel, height: f64) {
     }
 }
 
-fn tick_label(tick: f64) -> String {
+/// A tick's value without needless zeros.
+pub(crate) fn tick_label(tick: f64) -> String {
     let text = format!("{tick:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
@@ -209,9 +213,15 @@ fn body(rows: &[Row<'_>], panels: &[Panel; 3]) -> (String, f64) {
 
 fn label(row: &Row<'_>) -> String {
     let config = row.info().config;
-    match config.dirty {
+    let name = match config.dirty {
         DirtySource::None | DirtySource::Best => config.collector.name().to_owned(),
         dirty => format!("{} · {}", config.collector.name(), dirty.name()),
+    };
+    match &row.info().setting {
+        None => name,
+        Some(setting) => {
+            format!("{name} · {}", escape(setting.value.as_deref().unwrap_or("unset")))
+        }
     }
 }
 

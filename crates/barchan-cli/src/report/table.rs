@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{maybe, number, speed};
+use super::{maybe, number, speed, vary};
 use crate::bench::HOPELESS;
 use crate::bench::compare::{self, Verdict};
 use crate::bench::config::Mode;
@@ -19,7 +19,10 @@ pub(crate) fn render(report: &Report) -> String {
     for (why, names) in summary::unavailable(report) {
         line(&mut out, format_args!("Not available here: {}: {why}\n", names.join(", ")));
     }
-    out.push_str(&comparison(report));
+    out.push_str(&vary::render(report));
+    if !vary::is_varied(report) {
+        out.push_str(&comparison(report));
+    }
     let disagreements = summary::disagreements(report);
     for (workload, configs) in disagreements {
         line(

@@ -201,7 +201,8 @@ fn render_one(summary: &Summary) -> String {
         let share = 100.0 * bits.pages_dirty as f64 / bits.pages_scanned.max(1) as f64;
         out.push_str(&format!(
             "  dirty pages  {} of {} scanned ({share:.1} %), {} scans in {:.1} ms\n\
-             \x20 arming       {} pages in {} calls and {:.1} ms, {} lifted in advance\n",
+             \x20 arming       {} pages in {} calls and {:.1} ms, {} lifted in advance\n\
+             \x20 faults       {} first writes to armed pages, {:.2} us each\n",
             bits.pages_dirty,
             bits.pages_scanned,
             bits.scans,
@@ -210,12 +211,26 @@ fn render_one(summary: &Summary) -> String {
             bits.arm_runs,
             bits.arm_us as f64 / 1e3,
             bits.pages_disarmed,
+            bits.faults,
+            bits.fault_ns as f64 / 1e3,
         ));
+        out.push_str(&policy(bits.full_preferred, summary.collections));
     }
     if summary.died_in_pause {
         out.push_str("  it ended while the world was stopped for a collection\n");
     }
     out
+}
+
+/// What the collector chose between partial and full collections.
+fn policy(full_preferred: u64, collections: u64) -> String {
+    if full_preferred == 0 {
+        return "  policy       partial collections were never found to cost more than full ones\n".to_owned();
+    }
+    format!(
+        "  policy       {full_preferred} of {collections} collections were full since partial ones cost \
+         more (GC_BARCHAN_POLICY=partial turns this off)\n"
+    )
 }
 
 fn ms(value: Option<f64>) -> String {

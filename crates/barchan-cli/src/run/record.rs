@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::Serialize;
 
 /// Bytes before the list of pauses.
-const FIXED_BYTES: usize = 8 + 4 + 4 + 21 * 8 + 32 + 64;
+const FIXED_BYTES: usize = 8 + 4 + 4 + 24 * 8 + 32 + 64;
 /// How many pauses the list holds at most.
 const LISTED: u64 = 1 << 20;
 
@@ -69,6 +69,12 @@ pub(crate) struct DirtyBits {
     pub(crate) arm_runs: u64,
     /// Time these took.
     pub(crate) arm_us: u64,
+    /// First writes to armed pages, as far as the scans tell.
+    pub(crate) faults: u64,
+    /// What one of them costs, as measured at the start.
+    pub(crate) fault_ns: u64,
+    /// Collections that were full since partial ones were found to cost more.
+    pub(crate) full_preferred: u64,
 }
 
 /// Takes fixed-size fields off the front of a record.
@@ -122,7 +128,7 @@ fn percentile_ms(sorted_ns: &[u64], percent: usize) -> Option<f64> {
 
 fn parse(bytes: &[u8]) -> Option<Summary> {
     let mut f = Fields(bytes);
-    if f.text(8)? != "BARCHAN" || f.u32()? != 1 || f.u32()? as usize != FIXED_BYTES {
+    if f.text(8)? != "BARCHAN" || f.u32()? != 2 || f.u32()? as usize != FIXED_BYTES {
         return None;
     }
     let pid = f.u64()?;
@@ -140,6 +146,9 @@ fn parse(bytes: &[u8]) -> Option<Summary> {
         pages_disarmed: f.u64()?,
         arm_runs: f.u64()?,
         arm_us: f.u64()?,
+        faults: f.u64()?,
+        fault_ns: f.u64()?,
+        full_preferred: f.u64()?,
     };
     let source_name = f.text(32)?;
     let program = f.text(64)?;
@@ -200,7 +209,7 @@ mod tests {
         assert!(parse(&[0; FIXED_BYTES]).is_none());
         let mut bytes = vec![0; FIXED_BYTES];
         bytes[..8].copy_from_slice(b"BARCHAN\0");
-        bytes[8..12].copy_from_slice(&1_u32.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&2_u32.to_ne_bytes());
         assert!(parse(&bytes).is_none(), "the size is missing");
         bytes[12..16].copy_from_slice(&(FIXED_BYTES as u32).to_ne_bytes());
         let summary = parse(&bytes).expect("an empty record");
