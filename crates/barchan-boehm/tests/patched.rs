@@ -124,7 +124,10 @@ fn switches_off_what_is_named_and_reports_what_is_not_known() {
     ];
     let log = log_of_incremental_run("GC_BARCHAN_OFF", &names.join(","));
     for name in names {
-        assert!(log.contains(&format!("Switched off by GC_BARCHAN_OFF: {name}\n")), "{name}: {log}");
+        assert!(
+            log.contains(&format!("Switched off by GC_BARCHAN_OFF: {name}\n")),
+            "{name}: {log}"
+        );
     }
     assert!(!log.contains("unknown name"), "{log}");
 

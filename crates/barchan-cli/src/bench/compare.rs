@@ -101,8 +101,7 @@ pub(crate) fn verdicts(workload: &WorkloadInfo, rows: &[Row<'_>]) -> Vec<Verdict
     Mode::ALL
         .into_iter()
         .filter_map(|mode| {
-            let of_mode =
-                || judged.iter().copied().filter(move |cell| cell.config.mode == mode);
+            let of_mode = || judged.iter().copied().filter(move |cell| cell.config.mode == mode);
             let ours = of_mode().find(|cell| cell.config.collector == Collector::Barchan)?;
             let fastest = |gave_up: bool| {
                 of_mode()

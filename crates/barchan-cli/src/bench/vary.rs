@@ -57,7 +57,9 @@ impl FromStr for Vary {
             return Err(format!("{variable:?} is no name of an environment variable"));
         }
         if !variable.starts_with("GC_") && !variable.starts_with("BARCHAN_") {
-            return Err(format!("{variable} is not the collector's: GC_... or BARCHAN_... it should be"));
+            return Err(format!(
+                "{variable} is not the collector's: GC_... or BARCHAN_... it should be"
+            ));
         }
         if OWN.contains(&variable) {
             return Err(format!("{variable} is set by the benchmark, for each configuration"));
@@ -201,15 +203,13 @@ pub(crate) struct AgainstUnset<'a> {
 
 /// Every setting that has a partner with the variable unset.
 pub(crate) fn against_unset<'a>(rows: &'a [Row<'a>]) -> Vec<AgainstUnset<'a>> {
-    let measured = || {
-        rows.iter().filter_map(|row| Some((row.cell()?, row.info().setting.as_ref()?)))
-    };
+    let measured =
+        || rows.iter().filter_map(|row| Some((row.cell()?, row.info().setting.as_ref()?)));
     measured()
         .filter(|(_, setting)| setting.value.is_some())
         .filter_map(|(cell, setting)| {
-            let (unset, _) = measured().find(|(other, at)| {
-                at.value.is_none() && other.config == cell.config
-            })?;
+            let (unset, _) =
+                measured().find(|(other, at)| at.value.is_none() && other.config == cell.config)?;
             Some(AgainstUnset { cell, unset, setting })
         })
         .collect()
@@ -250,7 +250,8 @@ mod tests {
 
     #[test]
     fn time_within_a_heap_is_interpolated_and_never_beyond_what_was_measured() {
-        let curve = curve(config(Collector::Debian, Mode::Full), &[(10.0, 4.0), (20.0, 2.0), (40.0, 3.0)]);
+        let curve =
+            curve(config(Collector::Debian, Mode::Full), &[(10.0, 4.0), (20.0, 2.0), (40.0, 3.0)]);
         assert_eq!(curve.seconds_within(9.0), None);
         assert_eq!(curve.seconds_within(10.0), Some(4.0));
         assert_eq!(curve.seconds_within(15.0), Some(3.0));

@@ -225,7 +225,8 @@ fn render_one(summary: &Summary) -> String {
 /// What the collector chose between partial and full collections.
 fn policy(full_preferred: u64, collections: u64) -> String {
     if full_preferred == 0 {
-        return "  policy       partial collections were never found to cost more than full ones\n".to_owned();
+        return "  policy       partial collections were never found to cost more than full ones\n"
+            .to_owned();
     }
     format!(
         "  policy       {full_preferred} of {collections} collections were full since partial ones cost \
