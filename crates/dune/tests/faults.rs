@@ -6,6 +6,8 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
 use dune::PAGE_SIZE as PAGE;
+use dune::faults::FaultFrame;
+use dune::inside::Inside;
 use support::{End, passes, run};
 
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
@@ -281,4 +283,55 @@ fn a_stack_overflow_is_handled_on_the_alternate_stack() {
             assert_eq!(noted(), (libc::SIGSEGV, SEGV_ACCERR, small + PAGE - 8, 14));
         }
     });
+}
+
+/// KVM on SVM does not tell the type of the task state segment as it was set; set back as told, it made QEMU
+/// refuse the stubs their port, and each fault raised the next, for ever.
+#[test]
+fn a_fault_is_delivered_after_a_base_was_set() {
+    passes(|| {
+        install(libc::SIGSEGV);
+        const ARCH_SET_GS: i32 = 0x1001;
+        // SAFETY: nothing of this process uses GS.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, 0x1234_5000u64) }, 0);
+        read(0);
+        assert_eq!(noted(), (libc::SIGSEGV, SEGV_MAPERR, 0, 14));
+    });
+}
+
+/// An exception that cannot be delivered ends the process with a message that says which, and no hang.
+#[test]
+fn an_exception_that_cannot_be_delivered_is_told() {
+    /// The page that exceptions of this CPU are pushed to: it is below the stack of eight pages, less 64 bytes,
+    /// at whose end the handler's frame lies.
+    static FAULT_STACK: AtomicUsize = AtomicUsize::new(0);
+    fn look(address: usize, frame: &mut FaultFrame) -> bool {
+        let end = std::ptr::from_mut(frame).wrapping_add(1) as usize;
+        FAULT_STACK.store(end + 64 - 9 * PAGE, Ordering::Relaxed);
+        let page = address & !(PAGE - 1);
+        Inside::current().is_some_and(|inside| inside.unprotect(page..page + PAGE).is_ok())
+    }
+    let ended = run(|| {
+        let inside = Inside::current().expect("inside");
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping, written within its length; the handler changes an entry only.
+        unsafe {
+            let page = libc::mmap(null_mut(), PAGE, both, flags, -1, 0) as usize;
+            inside.populate(page..page + PAGE).expect("memory");
+            inside.handle_faults(look);
+            inside.protect(page..page + PAGE).expect("a range").flush_everywhere();
+            (page as *mut u8).write_volatile(1);
+        }
+        let stack = FAULT_STACK.load(Ordering::Relaxed);
+        assert_eq!(stack % PAGE, 0, "{stack:#x}");
+        // The fault stack's own entry loses the right to write.
+        inside.protect(stack..stack + PAGE).expect("a range").flush_everywhere();
+        read(0x1234);
+    });
+    if let Some((end, text)) = ended {
+        assert_eq!(end, End::Signal(libc::SIGABRT), "{text}");
+        assert!(text.contains("double fault") || text.contains("triple fault"), "{text}");
+        println!("{text}");
+    }
 }

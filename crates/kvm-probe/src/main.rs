@@ -20,14 +20,17 @@ use kind::Kind;
 
 const USAGE: &str = "\
 Usage: kvm-probe [--expect vmx|svm|pvm]
+       kvm-probe --hold
 Tells what kind of virtualization /dev/kvm has, by running guest code on it.
-With --expect another kind is a failure. Exit codes: 0 success, 1 failure, 2 wrong usage.";
+With --expect another kind is a failure. With --hold it makes a machine with a CPU, says so, and keeps
+it until it is ended. Exit codes: 0 success, 1 failure, 2 wrong usage.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let expected = match words[..] {
         [] => None,
+        ["--hold"] => return hold(),
         ["--expect", name] => match Kind::parse(name) {
             Some(kind) => Some(kind),
             None => return usage(),
@@ -58,6 +61,29 @@ fn main() -> ExitCode {
 fn usage() -> ExitCode {
     eprintln!("{USAGE}");
     ExitCode::from(2)
+}
+
+/// Keeps a machine with a CPU, so that the kernel never goes from none to one or back while others come and
+/// go: then it changes its own code, which not every emulator stands.
+fn hold() -> ExitCode {
+    let made = (|| {
+        let vm =
+            Kvm::new().context("cannot open /dev/kvm")?.create_vm().context("KVM_CREATE_VM")?;
+        let vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
+        anyhow::Ok((vm, vcpu))
+    })();
+    match made {
+        Ok(_held) => {
+            println!("holding a machine");
+            loop {
+                std::thread::park();
+            }
+        }
+        Err(error) => {
+            println!("FAILED: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Opens the device and reads what it can.

@@ -58,6 +58,20 @@ if [ "$SWAP_MIB" -gt 0 ]; then
     fi
 fi
 
+# Holds a virtual machine until the tests are done (xtask/src/guest/tcg.rs says why).
+if [ -e /guest/hold ]; then
+    /guest/hold --hold >/guest/held &
+    holder=$!
+    while kill -0 "$holder" && [ ! -s /guest/held ]; do
+        sleep 0.1
+    done
+    if ! grep holding /guest/held >/dev/null; then
+        cat /guest/held
+        say hold-failed
+        finish
+    fi
+fi
+
 n=0
 while [ -e "/guest/tests/$n" ]; do
     cd /tmp
@@ -66,6 +80,11 @@ while [ -e "/guest/tests/$n" ]; do
     say "status $n $?"
     n=$((n + 1))
 done
+
+if [ -e /guest/hold ]; then
+    kill "$holder"
+    wait "$holder"
+fi
 
 while read -r name; do
     if ! rmmod "$name"; then

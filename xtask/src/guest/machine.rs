@@ -28,9 +28,9 @@ impl Machine {
         let mut command_line = "console=ttyS0,115200 quiet oops=panic panic=0 audit=0 \
                                 cryptomgr.notests"
             .to_owned();
-        if host == Host::Bochs {
-            command_line = format!("{command_line} {}", super::bochs::COMMAND_LINE);
-        }
+        let own =
+            if host == Host::Bochs { super::bochs::COMMAND_LINE } else { super::tcg::COMMAND_LINE };
+        command_line = format!("{command_line} {own}");
         if !more.is_empty() {
             command_line = format!("{command_line} {more}");
         }

@@ -264,6 +264,9 @@ fn emulated(
     if !args.no_kvm {
         let kvm = if args.host == Host::Bochs { "kvm_intel" } else { "kvm_amd" };
         catalogue.resolve(kvm, false, &mut payload.modules)?;
+        if args.host == Host::Tcg {
+            payload.holder = Some(suite::probe_program()?);
+        }
     }
     if args.swap || args.suite {
         catalogue.resolve("zram", false, &mut payload.modules)?;

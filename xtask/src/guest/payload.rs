@@ -69,6 +69,8 @@ pub(crate) struct Payload {
     pub(crate) modules: Vec<Module>,
     /// Whether to make swap space of zram, which is among the modules.
     pub(crate) swap: bool,
+    /// `kvm-probe`, if it shall hold a virtual machine all the while (`tcg` says why).
+    pub(crate) holder: Option<PathBuf>,
 }
 
 impl Payload {
@@ -99,6 +101,9 @@ impl Payload {
         for (n, test) in self.tests.iter().enumerate() {
             archive.file(&format!("/guest/tests/{n}"), 0o755, test.script().as_bytes());
             add(&mut archive, &test.program, &test.path(), scratch)?;
+        }
+        if let Some(holder) = &self.holder {
+            add(&mut archive, holder, "/guest/hold", scratch)?;
         }
         for (source, target) in &self.files {
             add(&mut archive, source, target, scratch)?;

@@ -26,9 +26,10 @@ struct Entry {
 /// Where the guest-mode runtime is in the guest.
 const RUNTIME: &str = "/test/libbarchan_dune.so";
 
-/// The tests of dirty bits in guest mode run in QEMU only if `BARCHAN_TCG_DIRTY_BITS` is set. They pass mostly, but
-/// twice in some dozen runs the stack of the outer kernel (6.12) was corrupted in them, which a program cannot do
-/// where KVM and the processor are right. Natively they are among the crates' own tests.
+/// The tests of dirty bits in guest mode run in QEMU only if `BARCHAN_TCG_DIRTY_BITS` is set. Twice in some dozen runs
+/// the stack of the outer kernel (6.12) was found corrupted in them: what `tcg` tells of explains that, and since
+/// a machine is held there it has not been seen; ten runs with each kernel are yet to show it. Natively they are
+/// among the crates' own tests.
 fn dirty_bits_in_qemu(host: Host, _: Series) -> bool {
     host == Host::Tcg && std::env::var_os("BARCHAN_TCG_DIRTY_BITS").is_some()
 }
@@ -79,8 +80,7 @@ const SUITE: &[Entry] = &[
     },
     // Guest mode: of the runtime's own tests those that do not depend on how fast the emulator gets on beside
     // other work. By hand: `cargo xtask guest-test --host tcg -p dune --test signals`; `protection`; `tasks`,
-    // which takes from 18 s to minutes on two processors with Linux 6.1; `memory`, in which one run of about ten
-    // ended by a triple fault (whether that is QEMU's fault or ours is not known yet).
+    // which takes from 18 s to minutes on two processors with Linux 6.1.
     Entry {
         package: "dune",
         target: &["--test", "enter"],
@@ -97,6 +97,13 @@ const SUITE: &[Entry] = &[
     },
     Entry {
         package: "dune",
+        target: &["--test", "memory"],
+        arguments: &["--show-output"],
+        environment: &[],
+        wanted: |host, _| host == Host::Tcg,
+    },
+    Entry {
+        package: "dune",
         target: &["--test", "dirty"],
         arguments: &["--show-output"],
         environment: &[],
@@ -104,9 +111,14 @@ const SUITE: &[Entry] = &[
     },
 ];
 
+/// The program of [`probe`].
+pub(crate) fn probe_program() -> anyhow::Result<PathBuf> {
+    cargo::test_program("kvm-probe", &["--bin", "kvm-probe"], false)
+}
+
 /// The test of the host itself.
 pub(crate) fn probe(host: Host, environment: &Environment) -> anyhow::Result<Test> {
-    let program = cargo::test_program("kvm-probe", &["--bin", "kvm-probe"], false)?;
+    let program = probe_program()?;
     let expect = host.kind().map(|kind| ["--expect".to_owned(), kind.to_owned()]);
     let arguments = expect.into_iter().flatten().collect();
     Ok(payload::Test { program, arguments, environment: environment.to_vec() })

@@ -2,11 +2,25 @@
 //!
 //! It translates code, so it is fast, keeps no count of instructions, and its TLB forgives
 //! some missing flushes. Both virtual CPUs run at the same time.
+//!
+//! QEMU before 8.1 (Debian 12 has 7.2) does not stand a kernel that changes its own code while the other
+//! CPU executes it: it may translate what is half changed, or keep what it has just translated although
+//! it has changed (mended by commit deba78709ae8, "accel/tcg: Always lock pages before translation"). Linux
+//! does so for its static keys, and KVM has one in the scheduler (`preempt_notifier_key`) that it turns on
+//! with the first virtual machine and off with the last. Then the kernel may trip over a breakpoint of its
+//! own ("Oops: int3"), or leave out what KVM does where threads are switched, after which anything may
+//! happen: corrupted stacks, guests that end by a triple fault. It takes no guest code: a loop that makes and
+//! destroys empty machines brings it about. So `init` holds a machine while the tests run, and the
+//! keys stay as they are.
 
 use std::process::Command;
 
 use super::emulator::{self, Emulator};
 use super::machine::{Machine, Run};
+
+/// For the kernel's command line: it shall not check at boot whether the timer ticks in time, for where QEMU
+/// waits for a processor it does not ("IO-APIC + timer doesn't work").
+pub(crate) const COMMAND_LINE: &str = "no_timer_check";
 
 pub(crate) fn start(machine: &Machine, run: &Run) -> anyhow::Result<Emulator> {
     emulator::require("qemu-system-x86_64")?;

@@ -113,6 +113,9 @@ impl Report {
             "rmmod-failed" => {
                 self.failures.push(format!("the module {rest} could not be unloaded"));
             }
+            "hold-failed" => {
+                self.failures.push("the guest could not hold a virtual machine".to_owned());
+            }
             "swap-failed" => self.failures.push("the guest could not make swap space".to_owned()),
             _ => self.failures.push(format!("the guest said what is not understood: {said}")),
         }

@@ -13,7 +13,7 @@ use dune_sys as abi;
 use dune_sys::{dune_buffer, dune_info, dune_run, dune_segment, dune_state, dune_table};
 
 use super::kvm::{STAR, SYSCALL_MASK, TSS_SELECTOR, USER_CS, USER_SS, raise};
-use super::{Exit, HostError, Registers, Start, Step as _, Vcpu, Vm, Xsave};
+use super::{Exit, HostError, Registers, Segments, Start, Step as _, Vcpu, Vm, Xsave};
 use crate::space::cpu_tables::{GDT_LIMIT, IDT_LIMIT};
 use crate::sys::{self, Errno};
 
@@ -282,10 +282,11 @@ impl Vcpu for DuneVcpu {
         Ok(self.area().cr2)
     }
 
-    fn privilege(&mut self) -> Result<u8, HostError> {
+    fn segments(&mut self) -> Result<Segments, HostError> {
         let mut state = dune_state::default();
         call(self.fd, abi::DUNE_VCPU_GET_STATE, &mut state).step("DUNE_VCPU_GET_STATE")?;
-        Ok(state.cs.selector as u8 & 3)
+        let tss_type = state.tr.access_rights as u8 & 0xf;
+        Ok(Segments { cs: state.cs.selector, ss: state.ss.selector, tss_type })
     }
 
     fn bases(&mut self) -> Result<(u64, u64), HostError> {

@@ -16,7 +16,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_run};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
 
-use super::{Exit, HostError, Registers, Start, Step as _, Vcpu, Vm, Xsave, kind};
+use super::{Exit, HostError, Registers, Segments, Start, Step as _, Vcpu, Vm, Xsave, kind};
 use crate::sys::{self, Errno};
 
 const KVM_RUN: u64 = 0xae80;
@@ -395,8 +395,9 @@ impl Vcpu for KvmVcpu {
         self.cpu.get_sregs().map(|sregs| sregs.cr2).step("KVM_GET_SREGS")
     }
 
-    fn privilege(&mut self) -> Result<u8, HostError> {
-        self.cpu.get_sregs().map(|sregs| sregs.cs.selector as u8 & 3).step("KVM_GET_SREGS")
+    fn segments(&mut self) -> Result<Segments, HostError> {
+        let sregs = self.cpu.get_sregs().step("KVM_GET_SREGS")?;
+        Ok(Segments { cs: sregs.cs.selector, ss: sregs.ss.selector, tss_type: sregs.tr.type_ })
     }
 
     fn bases(&mut self) -> Result<(u64, u64), HostError> {
@@ -407,6 +408,8 @@ impl Vcpu for KvmVcpu {
         let mut sregs = self.cpu.get_sregs().step("KVM_GET_SREGS")?;
         sregs.fs.base = fs;
         sregs.gs.base = gs;
+        // KVM on SVM calls every task state segment busy (Linux: `svm_get_segment`), whatever it was set to.
+        sregs.tr.type_ = SHARED.get().expect("open made it").tss_type;
         self.cpu.set_sregs(&sregs).step("KVM_SET_SREGS")
     }
 

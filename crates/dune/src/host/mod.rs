@@ -92,6 +92,25 @@ pub struct Start {
     pub gs_base: u64,
 }
 
+/// The segment registers of a virtual CPU, as far as anybody asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segments {
+    /// The selector in CS; its two lowest bits are the privilege level.
+    pub cs: u16,
+    /// The selector in SS.
+    pub ss: u16,
+    /// The type of the task state segment that TR holds: 9 is an available one of 64 bits, 11 a busy one.
+    pub tss_type: u8,
+}
+
+impl Segments {
+    /// The privilege level that the CPU runs at.
+    #[must_use]
+    pub fn privilege(self) -> u8 {
+        self.cs as u8 & 3
+    }
+}
+
 /// A virtual machine whose memory is this process' memory.
 pub trait Vm: Sized {
     /// Its CPUs.
@@ -144,11 +163,11 @@ pub trait Vcpu {
     /// The kernel refuses.
     fn fault_address(&mut self) -> Result<u64, HostError>;
 
-    /// The privilege level that it runs at.
+    /// What its segment registers hold.
     ///
     /// # Errors
     /// The kernel refuses.
-    fn privilege(&mut self) -> Result<u8, HostError>;
+    fn segments(&mut self) -> Result<Segments, HostError>;
 
     /// The bases of FS and GS.
     ///
@@ -317,8 +336,8 @@ impl Vcpu for AnyVcpu {
         either!(self, cpu => cpu.fault_address())
     }
 
-    fn privilege(&mut self) -> Result<u8, HostError> {
-        either!(self, cpu => cpu.privilege())
+    fn segments(&mut self) -> Result<Segments, HostError> {
+        either!(self, cpu => cpu.segments())
     }
 
     fn bases(&mut self) -> Result<(u64, u64), HostError> {

@@ -22,6 +22,7 @@ use crate::sys::text;
 
 /// Runs in a row that may end for want of a page at the same instruction.
 const MAX_STUCK: u32 = 1000;
+const PORT_DOUBLE_FAULT: u8 = PORT_EXCEPTION + tables::DOUBLE_FAULT;
 /// `SI_KERNEL`
 const SI_KERNEL: i32 = 0x80;
 
@@ -100,12 +101,13 @@ impl Guest<'_> {
         stats::exit(exit);
         match exit {
             Exit::Port(PORT_SYSCALL) => self.system_call(),
+            Exit::Port(PORT_DOUBLE_FAULT) => self.double_fault(),
             Exit::Port(port) if (PORT_EXCEPTION..PORT_EXCEPTION + 32).contains(&port) => {
                 self.exception(port - PORT_EXCEPTION);
             }
             Exit::Interrupted => self.place = Place::Untouched,
             Exit::NoMemory(_) => self.no_memory(),
-            Exit::Shutdown => self.broken("triple fault", 0, 0),
+            Exit::Shutdown => self.shut_down(),
             Exit::Unexpected(reason, detail) => {
                 self.broken("an exit that nobody asked for", u64::from(reason), detail)
             }
@@ -127,6 +129,7 @@ impl Guest<'_> {
                 // These were about to call the monitor: it is as if they had. What is pending is
                 // delivered when the call is done.
                 Some(Stub::Syscall) => return self.system_call(),
+                Some(Stub::Exception(tables::DOUBLE_FAULT)) => self.double_fault(),
                 Some(Stub::Exception(vector)) => return self.exception(vector),
                 Some(Stub::Breakpoint) => {
                     let frame = tables::read_frame(self.thread.index, tables::BREAKPOINT);
@@ -256,7 +259,7 @@ impl Guest<'_> {
             return known;
         }
         let mut ring = 0;
-        self.must(|cpu| cpu.privilege().map(|found| ring = found));
+        self.must(|cpu| cpu.segments().map(|found| ring = found.privilege()));
         SYSCALL_RING.store(ring, Ordering::Relaxed);
         ring
     }
@@ -397,14 +400,42 @@ impl Guest<'_> {
         self.broken("the virtual CPU cannot go on", error.errno.0 as u64, 0)
     }
 
+    /// An exception could not be delivered: the fault stack or the descriptors could not be used, or it was one
+    /// of ring 0, whose stubs raise none.
+    fn double_fault(&mut self) -> ! {
+        self.report_frame("the exception that could not be delivered", tables::DOUBLE_FAULT);
+        self.broken("double fault", 0, 0)
+    }
+
+    /// Not even a double fault could be delivered. KVM on SVM has reset the registers.
+    fn shut_down(&mut self) -> ! {
+        self.report_frame("the last double fault, if there was one,", tables::DOUBLE_FAULT);
+        self.broken("triple fault", 0, 0)
+    }
+
+    /// Says what the CPU last pushed for exception `vector`, and for any other but #DF.
+    fn report_frame(&self, what: &str, vector: u8) {
+        // A page fault's frame is that of an exception with an error code; others have a word less.
+        for (what, vector) in [(what, vector), ("the last exception before", 14)] {
+            let pushed = tables::read_frame(self.thread.index, vector);
+            text::report(format_args!(
+                "barchan: {what} was at rip {:#018x} cs {:#x} rflags {:#x} rsp {:#018x} ss {:#x}, error code \
+                 {:#x}\n",
+                pushed.rip, pushed.cs, pushed.rflags, pushed.rsp, pushed.ss, pushed.error
+            ));
+        }
+    }
+
     /// The end: says what the CPU's state is, and aborts.
     fn broken(&mut self, what: &str, code: u64, detail: u64) -> ! {
         let cr2 = self.cpu.fault_address().unwrap_or(0);
+        let segments = self.cpu.segments().unwrap_or_default();
         let tid = sys::thread_id();
         let r = *self.cpu.registers();
         text::fatal(format_args!(
             "barchan: thread {tid} cannot go on in guest mode: {what} ({code}, {detail:#x})\n  \
              rip {:#018x} rsp {:#018x} rflags {:#x} cr2 {cr2:#x}\n  \
+             cs {:#x} ss {:#x} type of the tss {:#x}\n  \
              rax {:#018x} rbx {:#018x} rcx {:#018x} rdx {:#018x}\n  \
              rsi {:#018x} rdi {:#018x} rbp {:#018x} r8  {:#018x}\n  \
              r9  {:#018x} r10 {:#018x} r11 {:#018x} r12 {:#018x}\n  \
@@ -412,6 +443,9 @@ impl Guest<'_> {
             r.rip,
             r.rsp,
             r.rflags,
+            segments.cs,
+            segments.ss,
+            segments.tss_type,
             r.rax,
             r.rbx,
             r.rcx,

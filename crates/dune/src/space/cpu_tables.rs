@@ -5,7 +5,9 @@
 //! costs microseconds each where ring 0 is interpreted, and the state at an exit is always that of
 //! ring 3. A stub writes to an I/O port that the task state segment allows, which ends the run.
 //! Only #BP goes to ring 0: INT3 is how the program asks for a flush of its TLB, which takes two
-//! privileged instructions and no exit ([`FLUSH`]); any other INT3 calls the monitor from there.
+//! privileged instructions and no exit ([`FLUSH`]); any other INT3 calls the monitor from there. And #DF, which
+//! comes when an exception cannot be delivered: on a stack of its own, so that the monitor can tell what
+//! happened. Without, the CPU would shut down, and KVM on SVM resets the registers of one that does.
 //! SYSCALL ends in a stub at ring 0 or, on a paravirtual host, at ring 3: the same instructions do for
 //! both. (SDM 3A §6.14.5 "Interrupt Stack Table", §6.12.1 for gates of the same privilege.)
 
@@ -31,6 +33,7 @@ pub(crate) const GDT_LIMIT: u16 = 16 * 8 - 1;
 pub(crate) const IDT_LIMIT: u16 = 4095;
 
 pub(crate) const BREAKPOINT: u8 = 3;
+pub(crate) const DOUBLE_FAULT: u8 = 8;
 /// The code segment of ring 0.
 const KERNEL_CS: u16 = 0x10;
 
@@ -47,8 +50,10 @@ const PAGE_FAULT: u8 = 14;
 const STUB_EXCEPTION: usize = 256;
 const STUB_EXCEPTION_LEN: usize = 8;
 
-/// Offsets in a CPU's page of descriptors.
+/// Offsets in a CPU's page of descriptors, which ring 3 cannot reach.
 const TSS_OFFSET: usize = 512;
+/// The end of the stack for #DF, which needs six words.
+const DOUBLE_FAULT_TOP: usize = PAGE_SIZE - 64;
 /// 104 bytes, then the permission bitmap of 256 ports, then a byte of ones.
 const TSS_LEN: usize = 104 + 32 + 1;
 pub(crate) const TSS_LIMIT: u32 = TSS_LEN as u32 - 1;
@@ -99,6 +104,11 @@ pub(crate) const HANDLER_ADDRESS: usize = HANDLER_TOP + 16;
 /// The end of a CPU's fault stack.
 pub(crate) fn fault_stack(cpu: usize) -> usize {
     gdt(cpu) + FAULT_TOP
+}
+
+/// The end of the stack that the processor switches to for exception `vector`.
+fn stack_of(cpu: usize, vector: u8) -> usize {
+    if vector == DOUBLE_FAULT { gdt(cpu) + DOUBLE_FAULT_TOP } else { fault_stack(cpu) }
 }
 
 /// A page fault of CPU `cpu` with the stack at `rsp` is not handled at ring 3 at the moment: the next
@@ -199,16 +209,16 @@ fn put(address: usize, value: u64) {
 pub(crate) fn write_shared() {
     for vector in 0..EXCEPTIONS {
         let stub = (stubs() + STUB_EXCEPTION + STUB_EXCEPTION_LEN * usize::from(vector)) as u64;
-        let (target, selector) = if vector == BREAKPOINT {
-            ((stubs() + STUB_BREAKPOINT) as u64, KERNEL_CS)
-        } else {
-            (stub, USER_CS)
+        let (target, selector, stack) = match vector {
+            BREAKPOINT => ((stubs() + STUB_BREAKPOINT) as u64, KERNEL_CS, 1),
+            DOUBLE_FAULT => (stub, KERNEL_CS, 2),
+            _ => (stub, USER_CS, 1),
         };
         // Only #BP and #OF may be raised by an instruction of ring 3, as on Linux.
         let dpl: u64 = if matches!(vector, 3 | 4) { 3 } else { 0 };
         let low = target & 0xffff
             | u64::from(selector) << 16
-            | 1 << 32 // IST 1
+            | stack << 32 // IST
             | 0xe << 40
             | dpl << 45
             | 1 << 47
@@ -286,6 +296,7 @@ pub(crate) fn write_cpu(cpu: usize) {
     let stack = (fault_stack(cpu) as u64).to_le_bytes();
     state[4..12].copy_from_slice(&stack); // RSP0
     state[36..44].copy_from_slice(&stack); // IST 1
+    state[44..52].copy_from_slice(&(stack_of(cpu, DOUBLE_FAULT) as u64).to_le_bytes()); // IST 2
     state[102..104].copy_from_slice(&104u16.to_le_bytes()); // the bitmap's offset
     state[104..].fill(0xff);
     let allowed = (PORT_EXCEPTION..PORT_EXCEPTION + EXCEPTIONS).chain([PORT_SYSCALL]);
@@ -304,18 +315,20 @@ pub(crate) fn write_cpu(cpu: usize) {
 pub(crate) struct Frame {
     pub(crate) error: u64,
     pub(crate) rip: u64,
+    pub(crate) cs: u64,
     pub(crate) rflags: u64,
     pub(crate) rsp: u64,
+    pub(crate) ss: u64,
 }
 
 /// Reads what CPU `cpu` pushed for exception `vector`.
 pub(crate) fn read_frame(cpu: usize, vector: u8) -> Frame {
-    let top = fault_stack(cpu);
+    let top = stack_of(cpu, vector);
     // SAFETY: aligned words of the arena, which the CPU wrote before it stopped.
     let word =
         |back: usize| unsafe { (*((top - 8 * back) as *const AtomicU64)).load(Ordering::Relaxed) };
     let error = if has_error_code(vector) { word(6) } else { 0 };
-    Frame { error, rip: word(5), rflags: word(3), rsp: word(2) }
+    Frame { error, rip: word(5), cs: word(4), rflags: word(3), rsp: word(2), ss: word(1) }
 }
 
 /// Writes a frame through which IRETQ returns to ring 3, and returns its address.
@@ -337,5 +350,5 @@ pub(crate) fn read_iret_frame(rsp: u64) -> Frame {
     // SAFETY: aligned words of the arena.
     let word =
         |n: usize| unsafe { (*((bottom + 8 * n) as *const AtomicU64)).load(Ordering::Relaxed) };
-    Frame { error: 0, rip: word(0), rflags: word(2), rsp: word(3) }
+    Frame { error: 0, rip: word(0), cs: word(1), rflags: word(2), rsp: word(3), ss: word(4) }
 }
