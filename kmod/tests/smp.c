@@ -26,7 +26,7 @@
 #include <unistd.h>
 
 #define PAGE	4096UL
-#define GUESTS	2
+#define GUESTS	3
 
 /* A thread with a vCPU whose guest counts. */
 struct runner {
@@ -203,6 +203,74 @@ static void what_is_taken_away_is_gone_on_both_cpus(void)
 	check(kicks >= 20);
 }
 
+/* No change of the process's page table, so nobody but the module stops the guests. */
+static void an_unmapped_window_is_gone_on_both_cpus(void)
+{
+	volatile uint64_t *page = low_pages(PAGE);
+	struct dune_window w = { .gpa = FOUR_GIB, .hva = (uintptr_t)page, .size = PAGE }, gone;
+	uint64_t alias = FOUR_GIB - (2 << 20), seen[2], round;
+	int i;
+
+	need_two_cpus();
+	vm_open(&vm, 0);
+	vm.pd[3][511] = w.gpa | 0x87;
+	gone = w;
+	gone.hva = 0;
+	check(!ioctl(vm.fd, DUNE_VM_MAP_WINDOW, &w));
+	for (i = 0; i < 2; i++)
+		start_runner(&runners[i], i, guest_spin, (void *)(alias + 64 * i));
+	for (round = 1; round <= 30; round++) {
+		wait_for_progress(page);
+		wait_for_progress(page + 8);
+		check(!ioctl(vm.fd, DUNE_VM_UNMAP_WINDOW, &gone));
+		seen[0] = page[0];
+		seen[1] = page[8];
+		wait_for_stalls(2, round);
+		check_eq(page[0], seen[0]);
+		check_eq(page[8], seen[1]);
+		check(!ioctl(vm.fd, DUNE_VM_MAP_WINDOW, &w));
+		release(2);
+	}
+}
+
+/* Empties the ring; how often the page was in it. */
+static int times_logged(struct vcpu *v, volatile const void *page)
+{
+	int times = 0;
+
+	for (; v->ring->tail != __atomic_load_n(&v->ring->head, __ATOMIC_ACQUIRE); v->ring->tail++)
+		times += v->ring_gpas[v->ring->tail % v->ring_entries] == (uintptr_t)page;
+	return times;
+}
+
+/*
+ * A guest that writes to one page for ever has it logged once between two
+ * clearings, and that is in the ring by the second; what is there already of
+ * the time after it makes one more at most. Nobody but the guest is on its
+ * CPU, so hardly anything but the clearing makes it exit.
+ */
+static void cleared_pages_are_logged_again_on_the_other_cpu(void)
+{
+	volatile uint64_t *page = low_pages(PAGE);
+	struct dune_range range = { .gpa = (uintptr_t)page, .size = PAGE };
+	int round, logged = 0;
+
+	need_two_cpus();
+	pin(0, 0);
+	vm_open(&vm, DUNE_FEATURE_PML);
+	runners[0].ring_entries = 1024;
+	start_runner(&runners[0], 1, guest_spin, page);
+	for (round = 1; round <= 200; round++) {
+		uint64_t seen = *page;
+
+		while (*page == seen)
+			;
+		check(!ioctl(vm.fd, DUNE_VM_CLEAR_DIRTY, &range));
+		logged += times_logged(&runners[0].vcpu, page);
+		check(logged == round || logged == round + 1);
+	}
+}
+
 /* A child's memory is of one instant, and of that instant for both guests. */
 static void a_fork_while_both_run_is_a_snapshot(void)
 {
@@ -231,6 +299,48 @@ static void a_fork_while_both_run_is_a_snapshot(void)
 		wait_for_progress(page);
 		wait_for_progress(page + 8);
 	}
+}
+
+/*
+ * Three guests on two CPUs, moved about by another thread. Each compares its
+ * registers with what it put there (guest_keeps), and its page goes and comes
+ * meanwhile: a translation of an earlier stay on a CPU would show.
+ */
+static void vcpus_move_between_cpus(void)
+{
+	int fds[GUESTS], i, round;
+	volatile uint64_t *pages[GUESTS], *alias[GUESTS];
+	uint64_t moves = statistic("vmcs_loads"), seen;
+	unsigned int seed = 1;
+
+	need_two_cpus();
+	vm_open(&vm, 0);
+	for (i = 0; i < GUESTS; i++) {
+		fds[i] = file_page();
+		pages[i] = map_page(NULL, fds[i], MAP_32BIT);
+		alias[i] = map_page(NULL, fds[i], 0);
+		start_runner(&runners[i], i & 1, guest_keeps, pages[i]);
+	}
+	for (round = 0; round < 150; round++) {
+		i = rand_r(&seed) % GUESTS;
+		pin(runners[i].tid, rand_r(&seed) & 1);
+		if (round % 3 == 0) {
+			int other = file_page();
+			volatile uint64_t *there = map_page(NULL, other, 0);
+
+			map_page((void *)pages[i], other, MAP_FIXED);
+			seen = *alias[i];
+			wait_for_progress(there);
+			check_eq(*alias[i], seen);
+			map_page((void *)pages[i], fds[i], MAP_FIXED);
+			munmap((void *)there, PAGE);
+			close(other);
+		}
+		wait_for_progress(alias[i]);
+	}
+	moves = statistic("vmcs_loads") - moves;
+	printf("# %llu loads of a VMCS on a CPU\n", (unsigned long long)moves);
+	check(moves >= 30);
 }
 
 /* A vCPU that was last on the other CPU is used, and ends, on this one. */
@@ -465,7 +575,10 @@ static void the_logs_of_both_cpus_are_whole(void)
 #define TEST(name)	{ "smp_" #name, name }
 const struct test smp_tests[] = {
 	TEST(what_is_taken_away_is_gone_on_both_cpus),
+	TEST(an_unmapped_window_is_gone_on_both_cpus),
+	TEST(cleared_pages_are_logged_again_on_the_other_cpu),
 	TEST(a_fork_while_both_run_is_a_snapshot),
+	TEST(vcpus_move_between_cpus),
 	TEST(vcpus_end_on_another_cpu),
 	TEST(kill_9_while_both_run),
 	TEST(the_logs_of_both_cpus_are_whole),
