@@ -126,11 +126,22 @@ static int handle_exit(struct dune_vcpu *vcpu)
 	}
 }
 
+/* Looked at once a call: nothing is done by them, so a change on the way is nobody's loss. */
+static bool reserved_is_zero(const struct dune_run *run)
+{
+	u64 any = READ_ONCE(run->reserved0) | READ_ONCE(run->reserved4);
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(run->reserved1); i++)
+		any |= READ_ONCE(run->reserved1[i]);
+	return !any;
+}
+
 static int vcpu_run(struct dune_vcpu *vcpu)
 {
 	int r;
 
-	if (!vcpu->has_run_state)
+	if (!vcpu->has_run_state || !reserved_is_zero(vcpu->run))
 		return -EINVAL;
 	for (;;) {
 		if (vcpu->pml && !dune_pml_room(vcpu)) {

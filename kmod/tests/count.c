@@ -184,13 +184,25 @@ static struct kvm_segment kvm_segment(struct dune_segment s)
 	};
 }
 
-static void kvm_open(struct kvm *k)
+static void kvm_vcpu_open(struct kvm *k, int id)
 {
-	struct kvm_userspace_memory_region memory = { .memory_size = 3ULL << 30 };
 	struct {
 		struct kvm_cpuid2 head;
 		struct kvm_cpuid_entry2 entries[128];
 	} cpuid = { .head.nent = 128 };
+
+	k->vcpu = ioctl(k->vm, KVM_CREATE_VCPU, id);
+	check(k->vcpu >= 0);
+	check(!ioctl(k->device, KVM_GET_SUPPORTED_CPUID, &cpuid));
+	check(!ioctl(k->vcpu, KVM_SET_CPUID2, &cpuid));
+	k->run = mmap(NULL, ioctl(k->device, KVM_GET_VCPU_MMAP_SIZE, 0), PROT_READ | PROT_WRITE,
+		      MAP_SHARED, k->vcpu, 0);
+	check(k->run != MAP_FAILED);
+}
+
+static void kvm_open(struct kvm *k)
+{
+	struct kvm_userspace_memory_region memory = { .memory_size = 3ULL << 30 };
 
 	k->device = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (k->device < 0)
@@ -199,13 +211,7 @@ static void kvm_open(struct kvm *k)
 	check(k->vm >= 0);
 	check(!ioctl(k->vm, KVM_SET_TSS_ADDR, 0xfffbd000UL));
 	check(!ioctl(k->vm, KVM_SET_USER_MEMORY_REGION, &memory));
-	k->vcpu = ioctl(k->vm, KVM_CREATE_VCPU, 0);
-	check(k->vcpu >= 0);
-	check(!ioctl(k->device, KVM_GET_SUPPORTED_CPUID, &cpuid));
-	check(!ioctl(k->vcpu, KVM_SET_CPUID2, &cpuid));
-	k->run = mmap(NULL, ioctl(k->device, KVM_GET_VCPU_MMAP_SIZE, 0), PROT_READ | PROT_WRITE,
-		      MAP_SHARED, k->vcpu, 0);
-	check(k->run != MAP_FAILED);
+	kvm_vcpu_open(k, 0);
 }
 
 static void kvm_start(struct kvm *k, void (*entry)(uint64_t), uint64_t argument)
@@ -316,6 +322,57 @@ static void kvm_ept_fault(void)
 	report("kvm: EPT fault on a resident page", (least - warm) / BATCH);
 }
 
+static void kvm_switch(void)
+{
+	struct kvm k, other;
+	int i;
+
+	kvm_open(&k);
+	other = k;
+	kvm_vcpu_open(&other, 1);
+	make_tables(&vm);
+	kvm_start(&k, guest_syscalls, 1 << 30);
+	kvm_start(&other, guest_syscalls, 1 << 30);
+	kvm_run_again(&k);
+	kvm_run_again(&other);
+	report("kvm: a system call from another vCPU each time", LEAST(BATCH,
+		for (i = 0; i < BATCH; i++)
+			kvm_run_again(i & 1 ? &k : &other);));
+}
+
+/* As guest_faults, and leaves by a port. */
+static void guest_faults_port(uint64_t target)
+{
+	uint64_t least = -1ULL, start, took;
+	int batch, i;
+
+	for (batch = 0; batch < BATCHES; batch++) {
+		start = ticks();
+		for (i = 0; i < BATCH; i++)
+			asm volatile(".byte 0xc6, 0x07, 0x01" : : "D" (target));
+		took = ticks() - start;
+		least = took < least ? took : least;
+	}
+	for (;;)
+		asm volatile("syscall" : : "a" (DONE_CALL), "b" (least) : "rcx", "r11", "memory");
+}
+
+static void kvm_guest_fault(void)
+{
+	uint64_t target = 0x90000000;	/* low_pages are below */
+	struct kvm_regs regs;
+	struct kvm k;
+
+	kvm_open(&k);
+	make_tables(&vm);
+	set_gate(&vm, 14, stub_skip, true);
+	vm.pd[2][(target >> 21) & 511] = 0;
+	kvm_start(&k, guest_faults_port, target);
+	kvm_run_again(&k);
+	check(!ioctl(k.vcpu, KVM_GET_REGS, &regs));
+	report("kvm: page fault, ring-3 handler and back", regs.rbx / BATCH);
+}
+
 /* As long as a hypervisor has VMs, VMX is its own; afterwards it is ours, and the reverse. */
 static void kvm_and_dune_take_turns(void)
 {
@@ -344,6 +401,8 @@ const struct test count_tests[] = {
 	TEST(dune_guest_fault),
 	TEST(kvm_syscall),
 	TEST(kvm_ept_fault),
+	TEST(kvm_switch),
+	TEST(kvm_guest_fault),
 	TEST(kvm_and_dune_take_turns),
 	{ NULL, NULL },
 };

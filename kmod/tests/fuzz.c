@@ -102,6 +102,10 @@ static void scribble(struct dune_run *run)
 		run->regs.rip = (uintptr_t)guest_calls;
 	if (next() % 2)
 		run->inject = 0;
+	if (next() % 8) {	/* else nothing of it would ever run again */
+		run->reserved0 = run->reserved4 = 0;
+		memset(run->reserved1, 0, sizeof(run->reserved1));
+	}
 	run->immediate_exit = next() % 16 == 0;
 }
 

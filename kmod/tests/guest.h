@@ -53,8 +53,8 @@ struct test {
 	const char *name;
 	void (*run)(void);
 };
-extern const struct test reject_tests[], run_tests[], memory_tests[], signal_tests[],
-	pml_tests[], fuzz_tests[], count_tests[];
+extern const struct test reject_tests[], run_tests[], host_tests[], memory_tests[], signal_tests[],
+	pml_tests[], smp_tests[], fuzz_tests[], count_tests[];
 
 /* guest.c */
 void *low_pages(size_t bytes);
@@ -81,6 +81,7 @@ void guest_calls(uint64_t);	/* as many VMCALLs as the argument says, then DONE *
 void guest_syscalls(uint64_t);
 void guest_xmm(uint64_t);
 void guest_swapgs(uint64_t);
+void guest_keeps(uint64_t);	/* counts as long as its registers are what it put there */
 
 #define DONE_CALL	0xd0
 #define FAULT_CALL	0xfa

@@ -16,7 +16,8 @@
 #define EXIT_SKIPPED	77
 
 static const struct test *const groups[] = {
-	reject_tests, run_tests, memory_tests, signal_tests, pml_tests, fuzz_tests, count_tests,
+	reject_tests, run_tests, host_tests, memory_tests, signal_tests, pml_tests, smp_tests,
+	fuzz_tests, count_tests,
 };
 
 void fail(const char *file, int line, const char *what)

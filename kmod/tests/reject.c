@@ -231,6 +231,17 @@ static void runs(void)
 	vcpu.run->flags = 2;
 	check_errno(vcpu_run(&vcpu), EINVAL);
 	vcpu.run->flags = 0;
+#define RESERVED(field)	do {							\
+		vcpu.run->field = 1;						\
+		check_errno(vcpu_run(&vcpu), EINVAL);				\
+		vcpu.run->field = 0;						\
+	} while (0)
+	RESERVED(reserved0);
+	RESERVED(reserved1[0]);
+	RESERVED(reserved1[1]);
+	RESERVED(reserved1[2]);
+	RESERVED(reserved1[3]);
+	RESERVED(reserved4);
 	vcpu.run->exceptions = 0xffffffff;
 	run_to(&vcpu, DUNE_EXIT_VMCALL);
 }

@@ -92,3 +92,33 @@ FUNCTION(guest_swapgs)
 	swapgs
 	rdgsbase %rcx
 	DONE
+
+/* Counts in (rdi), and comes to DONE only if a register changed by itself. */
+FUNCTION(guest_keeps)
+	movq	%rdi, %xmm0
+	movq	%rdi, %xmm15
+	mov	%rdi, %rbx
+	mov	%rdi, %r8
+	mov	%rdi, %r12
+	mov	%rdi, %r15
+	wrgsbase %rdi
+1:	incq	(%rdi)
+	movq	%xmm0, %rax
+	xor	%rdi, %rax
+	movq	%xmm15, %rcx
+	xor	%rdi, %rcx
+	or	%rcx, %rax
+	rdgsbase %rcx
+	xor	%rdi, %rcx
+	or	%rcx, %rax
+	mov	%rbx, %rcx
+	xor	%r8, %rcx
+	or	%rcx, %rax
+	mov	%r12, %rcx
+	xor	%r15, %rcx
+	or	%rcx, %rax
+	mov	%rbx, %rcx
+	xor	%r15, %rcx
+	or	%rcx, %rax
+	jz	1b
+	DONE

@@ -1,5 +1,5 @@
 //! `cargo xtask kmod`: the kernel module, built against each kernel's headers without a warning,
-//! then its selftests in Bochs.
+//! then its selftests in Bochs; if asked for, guest mode over it, by tests and by real programs.
 //!
 //! The sources are copied first: a build leaves its products among them, and two kernels would
 //! get in each other's way. A warning of the compiler, of sparse or of objtool that names one of
@@ -34,6 +34,10 @@ pub(crate) struct Args {
     /// Also the guest tests of crates/dune, over /dev/dune
     #[arg(long)]
     dune: bool,
+
+    /// Also unmodified programs in guest mode: a shell pipeline, CPython, gcc
+    #[arg(long)]
+    programs: bool,
 
     /// Virtual CPUs of the emulated machine
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -71,6 +75,9 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
         for test in DUNE_TESTS.iter().filter(|_| args.dune) {
             let package = ["-p", "dune", "--test", test, "--", "--nocapture"];
             failed |= !run_in_guest(args, series, &dir, &package.map(str::to_owned))?;
+        }
+        if args.programs {
+            failed |= !run_in_guest(args, series, &dir, &programs()?)?;
         }
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -135,6 +142,78 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The test of unmodified programs: what to bring into the guest, and the script that runs them.
+fn programs() -> anyhow::Result<Vec<String>> {
+    let root = cargo::root()?;
+    let brought = |source: &Path, target: &str| format!("{}:{target}", source.display());
+    let barchan = cargo::test_program("barchan-cli", &["--bin", "barchan"], false)?;
+    let runtime = cargo::shared_library("dune-preload", "barchan_dune")?;
+    let pin = "boehm-patch/upstream/Cargo.toml";
+    let mut files = vec![
+        brought(&barchan, "/usr/bin/barchan"),
+        brought(&runtime, "/barchan/target/release/libbarchan_dune.so"),
+        brought(&root.join(pin), &format!("/barchan/{pin}")),
+    ];
+    for name in ["bash", "cat", "tr", "seq", "sort", "md5sum", "gcc", "as", "ld", "python3"] {
+        files.push(at_the_same_path(&format!("/usr/bin/{name}")));
+    }
+    files.extend(parts_of_gcc()?.iter().map(|path| at_the_same_path(path)));
+    files.extend(parts_of_python()?.iter().map(|path| at_the_same_path(path)));
+    let mut arguments: Vec<_> =
+        files.into_iter().flat_map(|file| ["--file".to_owned(), file]).collect();
+    // Three programs, each twice, and files of 60 MB, which Bochs reads from a CD.
+    arguments.extend(["--timeout".into(), "1800".into(), "--".into()]);
+    arguments.push(root.join("xtask/src/guest/programs.sh").to_string_lossy().into_owned());
+    Ok(arguments)
+}
+
+/// Not where links lead to: gcc and python3 are links, and find their files from the path they are called by.
+fn at_the_same_path(path: &str) -> String {
+    format!("{path}:{path}")
+}
+
+/// What gcc starts and links with, at the paths where it looks for them.
+fn parts_of_gcc() -> anyhow::Result<Vec<String>> {
+    const PARTS: &[(&str, &[&str])] = &[
+        ("prog", &["cc1", "collect2"]),
+        ("file", &["liblto_plugin.so", "crtbeginS.o", "crtendS.o", "libgcc.a", "libgcc_s.so"]),
+        ("file", &["libgcc_s.so.1", "Scrt1.o", "crti.o", "crtn.o", "libc.so", "libc_nonshared.a"]),
+    ];
+    // cc1 includes this before anything else.
+    let mut files = vec!["/usr/include/stdc-predef.h".to_owned()];
+    for (kind, names) in PARTS {
+        for name in *names {
+            let question = format!("-print-{kind}-name={name}");
+            let path = PathBuf::from(said("/usr/bin/gcc", &[&question])?.trim());
+            let plain = path.parent().and_then(|dir| dir.canonicalize().ok());
+            let dir = plain.with_context(|| format!("gcc does not say where its {name} is"))?;
+            files.push(dir.join(name).to_string_lossy().into_owned());
+        }
+    }
+    Ok(files)
+}
+
+/// The modules of CPython that the test's program loads.
+fn parts_of_python() -> anyhow::Result<Vec<String>> {
+    let script = "import os, sys, threading\n\
+                  for m in sys.modules.values():\n \
+                  if getattr(m, '__file__', None): print(m.__file__)";
+    let text = said("/usr/bin/python3", &["-I", "-S", "-c", script])?;
+    let mut files: Vec<_> = text.lines().map(str::to_owned).collect();
+    files.dedup();
+    Ok(files)
+}
+
+/// What a program prints.
+fn said(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    let start = || format!("cannot start {program}: cargo xtask setup --test");
+    let output = Command::new(program).args(arguments).output().with_context(start)?;
+    if !output.status.success() {
+        bail!("{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// `cargo xtask guest-test` with the module; whether it passed.
