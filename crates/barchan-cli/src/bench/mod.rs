@@ -7,6 +7,7 @@
 pub(crate) mod compare;
 pub(crate) mod config;
 pub(crate) mod model;
+pub(crate) mod paper;
 mod preflight;
 mod progress;
 mod runner;
@@ -132,7 +133,7 @@ pub(crate) fn command(layout: &Layout, args: &BenchArgs) -> Result<ExitCode> {
             .remedy("barchan build"));
     }
     let stop = stop_on_interrupt()?;
-    let report = measure(layout, args, &plan, &checked, &stop);
+    let report = measure(layout, plan.command(args), &plan, &checked, &stop);
     publish(layout, args, &report)
 }
 
@@ -184,7 +185,7 @@ fn list(plan: &Plan, checked: &[Checked]) {
 /// All rounds.
 fn measure(
     layout: &Layout,
-    args: &BenchArgs,
+    command: String,
     plan: &Plan,
     checked: &[Checked],
     stop: &AtomicBool,
@@ -194,7 +195,7 @@ fn measure(
     let mut report = Report {
         format: model::FORMAT,
         barchan_version: env!("CARGO_PKG_VERSION").to_owned(),
-        command: plan.command(args),
+        command,
         started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         duration_s: 0.0,
         interrupted: false,
@@ -213,7 +214,7 @@ fn measure(
     let mut progress = Progress::new(left.len());
     while let Some((round, w, c)) = left.pop_front() {
         let (workload, (config, ready)) = (plan.workloads[w], ready[c]);
-        if !plan.no_skip && is_hopeless(&report.runs, workload.name, config) {
+        if !plan.no_skip && is_hopeless(&report.runs, &plan.configs, workload.name, config) {
             let before = left.len();
             left.retain(|&(_, workload, config)| (workload, config) != (w, c));
             progress.skip(before - left.len() + 1);
@@ -229,6 +230,10 @@ fn measure(
         progress.begin(&format!("round {round}: {} on {config}", workload.name), &keys);
         let begin = Instant::now();
         let outcome = runner::run(&job(layout, plan, workload, config, ready));
+        let outcome = match &ready.guest_records {
+            Some(records) => paper::collector::add_counts(outcome, records),
+            None => outcome,
+        };
         if stop.load(Ordering::Relaxed) {
             report.interrupted = true; // the program got the ^C too: its run counts for nothing
             break;
@@ -245,7 +250,7 @@ fn measure(
 }
 
 /// Whether the configuration's first run on the workload says that more are a waste.
-fn is_hopeless(runs: &[Run], workload: &str, config: Config) -> bool {
+fn is_hopeless(runs: &[Run], configs: &[Config], workload: &str, config: Config) -> bool {
     let seconds = |run: &Run| match &run.outcome {
         Outcome::Measured { sample } => Some(sample.total_s),
         Outcome::Failed { .. } => None,
@@ -253,8 +258,8 @@ fn is_hopeless(runs: &[Run], workload: &str, config: Config) -> bool {
     let of_config = |name: &str| {
         runs.iter().find(|run| run.workload == workload && run.config == name).and_then(seconds)
     };
-    let fastest = Config::all()
-        .into_iter()
+    let fastest = configs
+        .iter()
         .filter(|other| other.mode == config.mode)
         .filter_map(|other| of_config(&other.to_string()))
         .min_by(f64::total_cmp);
@@ -267,11 +272,13 @@ fn is_hopeless(runs: &[Run], workload: &str, config: Config) -> bool {
 fn job(layout: &Layout, plan: &Plan, workload: &Workload, config: Config, ready: &Ready) -> Job {
     let mut args = plan.arguments(workload);
     args.push("--json".to_owned());
+    let mut environment = plan.environment(config);
+    environment.extend(ready.environment.iter().cloned());
     Job {
         program: layout.workloads().join(workload.program),
         args,
         library_dir: ready.library_dir.clone(),
-        environment: plan.environment(config),
+        environment,
         timeout: plan.timeout,
     }
 }
@@ -357,11 +364,16 @@ fn publish(layout: &Layout, args: &BenchArgs, measured: &Report) -> Result<ExitC
         eprintln!("interrupted: {} runs had been made", measured.runs.len());
         return Ok(ExitCode::from(INTERRUPTED));
     }
+    judge(measured).map(|()| ExitCode::SUCCESS)
+}
+
+/// Fails if a run failed or results disagree.
+fn judge(measured: &Report) -> Result<()> {
     let failed =
         measured.runs.iter().filter(|run| matches!(run.outcome, Outcome::Failed { .. })).count();
     let disagreements = summary::disagreements(measured);
     if failed == 0 && disagreements.is_empty() {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
     let mut what = Vec::new();
     if failed > 0 {
@@ -396,7 +408,7 @@ mod tests {
         ];
         let hopeless = |name: &str| {
             let config = Config::all().into_iter().find(|config| config.to_string() == name);
-            is_hopeless(&runs, "list", config.expect("a configuration"))
+            is_hopeless(&runs, &Config::all(), "list", config.expect("a configuration"))
         };
         assert!(hopeless("pinned/generational/userfaultfd"));
         assert!(!hopeless("debian/generational/mprotect"));
