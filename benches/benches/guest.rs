@@ -9,12 +9,14 @@ use std::hint::black_box;
 use std::io::Read as _;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dune::PAGE_SIZE as PAGE;
-use dune::faults::FaultFrame;
 use dune::inside::Inside;
+use dune_bench::clock::Rate;
+use dune_bench::memory::Memory;
+use dune_bench::{Means, faults};
 
 /// A part that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -137,20 +139,6 @@ fn timed(f: impl FnOnce()) -> Duration {
     start.elapsed()
 }
 
-fn map(pages: usize) -> usize {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    let rights = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a new mapping at an address of the kernel's choice.
-    let start = unsafe { libc::mmap(null_mut(), pages * PAGE, rights, flags, -1, 0) };
-    assert_ne!(start, libc::MAP_FAILED);
-    start as usize
-}
-
-fn write(address: usize) {
-    // SAFETY: mapped memory of the bench's.
-    unsafe { (address as *mut u8).write_volatile(1) };
-}
-
 fn system_calls(rows: &mut Vec<(&'static str, f64)>) {
     let call = median(1001, || {
         timed(|| {
@@ -161,87 +149,54 @@ fn system_calls(rows: &mut Vec<(&'static str, f64)>) {
     rows.push(("system call (getppid)", call));
     let pair = median(101, || {
         timed(|| {
-            let start = map(256);
-            write(start);
-            // SAFETY: mapped above.
-            unsafe { libc::munmap(start as *mut _, 256 * PAGE) };
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let rights = libc::PROT_READ | libc::PROT_WRITE;
+            // Two calls and no more, which `Memory` would not do.
+            // SAFETY: a new mapping at an address of the kernel's choice, written to and given back.
+            unsafe {
+                let start = libc::mmap(null_mut(), 256 * PAGE, rights, flags, -1, 0);
+                assert_ne!(start, libc::MAP_FAILED);
+                start.cast::<u8>().write_volatile(1);
+                libc::munmap(start, 256 * PAGE);
+            }
         })
     });
     rows.push(("mmap, one touch, munmap of 1 MiB", pair));
 }
 
 fn first_touch(rows: &mut Vec<(&'static str, f64)>) {
-    let pages = 4096;
-    let start = map(pages);
-    let all = timed(|| (0..pages).for_each(|page| write(start + page * PAGE)));
-    rows.push(("first touch of a page", all.as_nanos() as f64 / pages as f64));
+    let memory = Memory::map(4096).expect("memory");
+    let all = timed(|| (0..4096).for_each(|page| memory.write(page)));
+    rows.push(("first touch of a page", all.as_nanos() as f64 / 4096.0));
 }
 
-static HANDLED: AtomicUsize = AtomicUsize::new(0);
-
-fn unprotect(address: usize, _: &mut FaultFrame) -> bool {
-    HANDLED.fetch_add(1, Ordering::Relaxed);
-    let page = address & !(PAGE - 1);
-    INSIDE.with(|inside| inside.is_some_and(|inside| inside.unprotect(page..page + PAGE).is_ok()))
+/// Nanoseconds of a write to a protected page, its handler included.
+fn handled_write(means: Means) -> f64 {
+    let rate = Rate::start();
+    let timed = faults::handled_write(means).expect("faults are handled");
+    timed.ticks * 1e9 / rate.end()
 }
-
-std::thread_local!(static INSIDE: Option<Inside> = Inside::current());
 
 fn fault_handler(rows: &mut Vec<(&'static str, f64)>) {
-    let pages = 256;
-    let inside = INSIDE.with(|inside| *inside).expect("inside");
-    // SAFETY: the handler touches atomics and entries only.
-    unsafe { inside.handle_faults(unprotect) };
-    let start = map(pages);
-    let range = start..start + pages * PAGE;
-    inside.populate(range.clone()).expect("memory");
-    (0..pages).for_each(|page| write(start + page * PAGE));
-    let mut per_page = Vec::new();
-    for _ in 0..5 {
-        inside.protect(range.clone()).expect("a range").flush_here();
-        let all = timed(|| (0..pages).for_each(|page| write(start + page * PAGE)));
-        per_page.push(all.as_nanos() as f64 / pages as f64);
-    }
-    per_page.sort_by(f64::total_cmp);
-    assert!(HANDLED.load(Ordering::Relaxed) >= 5 * pages);
-    rows.push(("write fault, handler at ring 3, unprotect", per_page[2]));
+    let inside = Inside::current().expect("inside");
+    rows.push(("write fault, handler at ring 3, unprotect", handled_write(Means::Guest)));
     rows.push(("flush of this CPU's TLB", median(101, || timed(|| inside.flush()))));
-    let page = median(101, || timed(|| inside.flush_page(start)));
+    let memory = Memory::touched(1).expect("memory");
+    let page = median(101, || timed(|| inside.flush_page(memory.page(0))));
     rows.push(("flush of one page", page));
 }
 
-extern "C" fn on_segv(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel's siginfo; the page is the bench's.
-    unsafe {
-        let page = (*info).si_addr() as usize & !(PAGE - 1);
-        libc::mprotect(page as *mut _, PAGE, libc::PROT_READ | libc::PROT_WRITE);
-    }
-}
-
 fn native_fault(rows: &mut Vec<(&'static str, f64)>) {
-    let pages = 256;
-    let start = map(pages);
-    (0..pages).for_each(|page| write(start + page * PAGE));
-    // SAFETY: a handler that unprotects pages of the bench's.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) = on_segv;
-        action.sa_sigaction = handler as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        libc::sigaction(libc::SIGSEGV, &raw const action, null_mut());
-        libc::mprotect(start as *mut _, pages * PAGE, libc::PROT_READ);
-    }
-    let all = timed(|| (0..pages).for_each(|page| write(start + page * PAGE)));
-    rows.push(("write fault, SIGSEGV, mprotect", all.as_nanos() as f64 / pages as f64));
+    rows.push(("write fault, SIGSEGV, mprotect", handled_write(Means::Linux)));
 }
 
 fn dirty_bits(rows: &mut Vec<(&'static str, f64)>) {
     let pages = (1 << 30) / PAGE;
     let inside = Inside::current().expect("inside");
-    let start = map(pages);
-    let range = start..start + pages * PAGE;
+    let memory = Memory::map(pages).expect("memory");
+    let range = memory.range();
     inside.populate(range.clone()).expect("memory");
-    (0..pages).for_each(|page| write(start + page * PAGE));
+    (0..pages).for_each(|page| memory.write(page));
     let mut bits = vec![0u64; pages / 64];
     let first = timed(|| inside.collect(range.clone(), &mut bits).expect("a range").defer());
     rows.push(("scan and clear 1 GiB, all dirty", first.as_nanos() as f64));
@@ -250,7 +205,7 @@ fn dirty_bits(rows: &mut Vec<(&'static str, f64)>) {
         median(11, || timed(|| inside.collect(range.clone(), &mut bits).expect("a range").defer()));
     rows.push(("scan 1 GiB, clean", clean));
     let some: Vec<_> = (0..pages).step_by(1021).collect();
-    let write_back = timed(|| some.iter().for_each(|page| write(start + page * PAGE)));
+    let write_back = timed(|| some.iter().for_each(|page| memory.write(*page)));
     rows.push(("write to a clean page", write_back.as_nanos() as f64 / some.len() as f64));
     static STOP: AtomicBool = AtomicBool::new(false);
     for (name, others) in [("shootdown, 2 CPUs", 1), ("shootdown, 4 CPUs", 3)] {

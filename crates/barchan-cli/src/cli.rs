@@ -52,6 +52,9 @@ pub(crate) enum Command {
     /// Enter guest mode, measure, print JSON and end: what `doctor` starts to know the host
     #[command(hide = true)]
     GuestProbe,
+    /// Measure one row of `bench paper` by one of its means, print JSON and end
+    #[command(hide = true)]
+    PaperProbe(PaperProbeArgs),
     /// Choose a source of dirty bits automatically and print it as JSON: what `doctor` starts in guest mode
     #[command(hide = true)]
     SourceProbe,
@@ -205,7 +208,9 @@ pub(crate) enum RunOn {
 
 /// `barchan bench`
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
 Collectors: debian (the libgc1 that is installed), pinned (the upstream that is patched),
 barchan (the patched collector). Modes: full (one marker), full-parallel, generational,
 incremental. A configuration is written collector/mode/dirty-bit-source, for instance
@@ -218,8 +223,12 @@ so that a slow minute of the machine hits all of them. Keep the machine idle mea
 Time against heap, each collector at several sizes of the heap, and what is read at the same heap:
   barchan bench --workload tree-clustered --vary GC_FREE_SPACE_DIVISOR=1,2,3,5,8,12
 What single choices of the patched collector are good for (boehm-patch/README.md has the names):
-  barchan bench --config barchan/generational --vary GC_BARCHAN_OFF=,heat,lift,trial")]
+  barchan bench --config barchan/generational --vary GC_BARCHAN_OFF=,heat,lift,trial"
+)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) what: Option<BenchCommand>,
+
     /// Small sizes and one round, unless --rounds says otherwise: for a first look
     #[arg(long)]
     pub(crate) quick: bool,
@@ -281,10 +290,138 @@ pub(crate) struct BenchArgs {
     pub(crate) no_build: bool,
 }
 
+/// A benchmark other than the plain one.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Tables 2, 3 and 6 of the Dune paper again, on this machine
+    Paper(PaperArgs),
+}
+
+/// `barchan bench paper`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Dune: Belay et al., Safe user-level access to privileged CPU features, OSDI 2012. What it measured
+is measured again here, beside its own figures:
+
+  Tables 2 and 3  what an operation costs: a system call, a page fault, a TLB miss; intercepting a
+                  system call; a fault that the program handles itself, and Appel and Li's two
+                  programs on it. Natively by what the paper used and by the best that Linux has
+                  today (syscall user dispatch, userfaultfd), and in guest mode. In ticks of the
+                  time stamp counter and in nanoseconds; each measurement is a process of its own.
+  Table 6         the collector on the four workloads with the paper's parameters: the better of
+                  the stock collectors (debian, pinned) in each mode, the patched one with
+                  pagemap-scan natively, and with guest-pte in guest mode, which is what
+                  `barchan run --dune --tracker guest-pte` starts.
+
+Rounds are interleaved: each round measures everything once, in an order that rotates. What this
+machine cannot give is a row that says why. Keep the machine idle meanwhile.
+
+Examples:
+  barchan bench paper --only micro                     about a minute
+  barchan bench paper --only collector --scale 0.1     small sizes, some minutes; labelled so
+  barchan bench paper --json paper.json                everything: an hour or more
+  barchan report paper.json --html paper.html          draws it again")]
+pub(crate) struct PaperArgs {
+    /// Only the operations (micro: Tables 2 and 3) or only the collector (Table 6)
+    #[arg(long, value_enum, value_name = "PART")]
+    pub(crate) only: Option<PaperPart>,
+
+    /// How often everything is measured
+    #[arg(long, value_name = "N", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+
+    /// Scale the sizes of the collector's workloads by F, above 0 and up to 1
+    #[arg(long, value_name = "F", value_parser = scale)]
+    pub(crate) scale: Option<f64>,
+
+    /// Run only this workload of the collector (may be repeated)
+    #[arg(long, value_name = "W", value_parser = crate::bench::paper::workloads())]
+    pub(crate) workload: Vec<String>,
+
+    /// Run every configuration in every round, also those that took over 8 times as long as the
+    /// fastest in the same mode, which are not run again otherwise
+    #[arg(long)]
+    pub(crate) no_skip: bool,
+
+    /// Pause that incremental mode aims at, in milliseconds [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=999_998))]
+    pub(crate) pause_ms: Option<u32>,
+
+    /// Threads that mark, in every mode but `full` [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) markers: Option<u32>,
+
+    /// Seconds after which a run is killed and counted as failed
+    #[arg(long, value_name = "S", default_value_t = 600,
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) timeout: u64,
+
+    /// Write all measurements to FILE
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Write the report to FILE [default: build/paper.html]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+
+    /// Do not build first
+    #[arg(long)]
+    pub(crate) no_build: bool,
+}
+
+/// A part of `barchan bench paper`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PaperPart {
+    /// Tables 2 and 3: operations
+    Micro,
+    /// Table 6: the collector
+    Collector,
+}
+
+impl PaperArgs {
+    /// Options that say how the collector is to run, where it is not run.
+    pub(crate) fn conflict(&self) -> Option<String> {
+        let given = [
+            ("--scale", self.scale.is_some()),
+            ("--workload", !self.workload.is_empty()),
+            ("--pause-ms", self.pause_ms.is_some()),
+            ("--markers", self.markers.is_some()),
+            ("--no-skip", self.no_skip),
+        ];
+        let given: Vec<_> = given.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect();
+        (self.only == Some(PaperPart::Micro) && !given.is_empty()).then(|| {
+            format!(
+                "{} cannot be used with --only micro: the operations have no such setting",
+                given.join(", ")
+            )
+        })
+    }
+}
+
+/// `barchan paper-probe`
+#[derive(Debug, Args)]
+pub(crate) struct PaperProbeArgs {
+    /// Name of the row
+    #[arg(value_parser = row)]
+    pub(crate) row: dune_bench::Row,
+    /// Name of the means
+    #[arg(value_parser = means)]
+    pub(crate) means: dune_bench::Means,
+}
+
+fn row(text: &str) -> Result<dune_bench::Row, String> {
+    dune_bench::Row::named(text).ok_or_else(|| "no row has this name".to_owned())
+}
+
+fn means(text: &str) -> Result<dune_bench::Means, String> {
+    dune_bench::Means::named(text).ok_or_else(|| "no means have this name".to_owned())
+}
+
 /// `barchan report`
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
-    /// What `barchan bench --json` wrote
+    /// What `barchan bench --json` or `barchan bench paper --json` wrote
     #[arg(value_name = "FILE.json")]
     pub(crate) file: PathBuf,
 

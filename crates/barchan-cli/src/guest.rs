@@ -55,7 +55,8 @@ pub(crate) fn probe_source() -> Result<ExitCode> {
     print_json(&found)
 }
 
-fn print_json(found: &impl Serialize) -> Result<ExitCode> {
+/// Prints what a trial found.
+pub(crate) fn print_json(found: &impl Serialize) -> Result<ExitCode> {
     let text = serde_json::to_string(found)
         .map_err(|e| Error::new(ErrorKind::BadResult, format!("cannot write JSON: {e}")))?;
     println!("{text}");
@@ -78,7 +79,7 @@ fn try_source(layout: Option<&Layout>) -> SourceChoice {
         };
     };
     let preload = [("LD_PRELOAD", library.as_os_str())];
-    run("source-probe", &preload).unwrap_or_else(|why| SourceChoice {
+    run(&["source-probe"], &preload).unwrap_or_else(|why| SourceChoice {
         name: None,
         guest_pte_ns: None,
         pagemap_scan_ns: None,
@@ -128,19 +129,24 @@ pub(crate) fn probe() -> Result<ExitCode> {
 
 /// Tries guest mode out.
 pub(crate) fn try_out(layout: Option<&Layout>) -> GuestMode {
-    let mut found = run("guest-probe", &[]).unwrap_or_else(GuestMode::unavailable);
+    let mut found = try_entering();
     found.source = found.available.then(|| try_source(layout));
     found
 }
 
+/// Whether there is guest mode, without the choice of a source.
+pub(crate) fn try_entering() -> GuestMode {
+    run(&["guest-probe"], &[]).unwrap_or_else(GuestMode::unavailable)
+}
+
 /// What this program prints as a subcommand of its own.
-fn run<T: DeserializeOwned>(
-    subcommand: &str,
+pub(crate) fn run<T: DeserializeOwned>(
+    arguments: &[&str],
     environment: &[(&str, &OsStr)],
 ) -> std::result::Result<T, String> {
     let program = std::env::current_exe().map_err(|e| format!("cannot start a trial: {e}"))?;
     let mut child = Command::new(program)
-        .arg(subcommand)
+        .args(arguments)
         .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

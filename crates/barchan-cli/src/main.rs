@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use barchan_boehm::{Error, Layout, Result};
 use clap::{CommandFactory as _, Parser as _};
 
-use cli::{Cli, Command};
+use cli::{BenchCommand, Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -56,9 +56,18 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             }
             run::command(&layout()?, &args)
         }
-        Command::Bench(args) => bench::command(&layout()?, &args),
+        Command::Bench(args) => match &args.what {
+            None => bench::command(&layout()?, &args),
+            Some(BenchCommand::Paper(args)) => {
+                if let Some(text) = args.conflict() {
+                    Cli::command().error(clap::error::ErrorKind::ArgumentConflict, text).exit();
+                }
+                bench::paper::command(&layout()?, args)
+            }
+        },
         Command::Report(args) => report::command(&args),
         Command::GuestProbe => guest::probe(),
+        Command::PaperProbe(args) => bench::paper::probe(&args),
         Command::SourceProbe => guest::probe_source(),
     }
 }

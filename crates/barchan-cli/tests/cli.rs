@@ -47,6 +47,16 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_possible() {
         (&["bench", "--vary", "GC_MARKERS=1,2"], "set by the benchmark"),
         (&["bench", "--vary", "PATH=1,2"], "not the collector's"),
         (&["bench", "--markers", "17"], "17 is not in 1..=16"),
+        (&["bench", "paper", "--rounds", "0"], "0 is not in 1..=1000"),
+        (&["bench", "paper", "--scale", "0"], "above 0 and up to 1"),
+        (&["bench", "paper", "--only", "nope"], "possible values: micro, collector"),
+        (&["bench", "paper", "--workload", "tree"], "possible values: gcbench, list, hashmap, xml"),
+        (
+            &["bench", "paper", "--only", "micro", "--scale", "0.1"],
+            "cannot be used with --only micro",
+        ),
+        (&["bench", "--quick", "paper"], "cannot be used with"),
+        (&["paper-probe", "nope", "linux"], "no row has this name"),
         (&["run"], "PROG"),
         (&["run", "--tracker", "nope", "--", "true"], "possible values: guest-pte, pagemap-scan"),
         (&["run", "--mode", "fast", "--", "true"], "possible values: full"),
@@ -72,6 +82,11 @@ fn help_teaches() {
     }
     assert!(stdout(&ok(&["run", "--help"])).contains("barchan run -- guile"));
     assert!(stdout(&ok(&["bench", "--help"])).contains("pinned/generational/mprotect"));
+    let text = stdout(&ok(&["bench", "paper", "--help"]));
+    for wanted in ["OSDI 2012", "--only micro", "a row that says why", "barchan report paper.json"]
+    {
+        assert!(text.contains(wanted), "{text}");
+    }
 }
 
 #[test]
@@ -305,6 +320,95 @@ fn a_tiny_benchmark_goes_all_the_way() {
     let again = ok(&["report", &json.to_string_lossy()]);
     assert_eq!(stdout(&again), stdout(&output), "the table is drawn again as it was");
     assert!(html.is_file());
+}
+
+/// Prints why the guest's part is skipped, if it is; whether it is there.
+fn guest_mode(report: &Value) -> bool {
+    let why = &report["guest"]["why"];
+    if why.is_string() {
+        println!("skipped: the guest's rows: {why}");
+    }
+    why.is_null()
+}
+
+#[test]
+fn the_papers_tables_are_made_for_real_at_a_tiny_size() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (json, html) = (dir.path().join("p.json"), dir.path().join("p.html"));
+    let output = ok(&[
+        "bench",
+        "paper",
+        "--rounds=2",
+        "--scale=0.02",
+        "--workload=list",
+        "--json",
+        &json.to_string_lossy(),
+        "--html",
+        &html.to_string_lossy(),
+    ]);
+    let text = std::fs::read_to_string(&json).expect("measurements");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    let guest = guest_mode(&report);
+
+    // Tables 2 and 3: each row natively, and in guest mode or with the reason.
+    let runs = report["micro"]["runs"].as_array().expect("operations");
+    for row in
+        ["getpid", "page-fault", "page-walk", "ptrace", "ptrace-sysemu", "trap", "appel1", "appel2"]
+    {
+        for means in ["linux", "guest"] {
+            let of: Vec<_> =
+                runs.iter().filter(|run| run["row"] == row && run["means"] == means).collect();
+            if means == "guest" && !guest {
+                assert!(of.len() == 1 && of[0]["why"].is_string(), "{row}: {of:?}");
+                continue;
+            }
+            assert_eq!(of.len(), 2, "two rounds: {of:?}");
+            for run in of {
+                assert_eq!(run["outcome"], "measured", "{run}");
+                assert!(run["sample"]["tsc_ticks"].as_f64() > Some(0.0), "{run}");
+                assert!(run["sample"]["operations"].as_u64() > Some(0), "{run}");
+                assert_eq!(run["sample"]["exits"].is_number(), means == "guest", "{run}");
+            }
+        }
+    }
+
+    // Table 6: natively by pagemap-scan and in guest mode by guest-pte, where they are to be had.
+    let collector = &report["collector"];
+    let measured = |name: &str| {
+        let config = collector["configs"].as_array().expect("configurations");
+        let config = config.iter().find(|config| config["name"] == name).expect("it is listed");
+        if let Some(why) = config["unavailable"].as_str() {
+            println!("skipped: {name}: {why}");
+            return None;
+        }
+        let runs = collector["runs"].as_array().expect("runs");
+        let of: Vec<_> = runs.iter().filter(|run| run["config"] == name).cloned().collect();
+        assert!(!of.is_empty() && of.iter().all(|run| run["outcome"] == "measured"), "{of:?}");
+        assert!(of.iter().all(|run| run["sample"]["total_s"].as_f64() > Some(0.0)), "{of:?}");
+        Some(of)
+    };
+    assert!(measured("pinned/full").is_some(), "the pinned collector is always there");
+    for mode in ["generational", "incremental"] {
+        measured(&format!("barchan/{mode}/pagemap-scan"));
+        let in_guest = measured(&format!("barchan/{mode}/guest-pte"));
+        assert_eq!(in_guest.is_some(), guest, "{mode}");
+        for run in in_guest.iter().flatten() {
+            assert!(run["sample"]["guest"]["exits"].as_u64() > Some(0), "{run}");
+            assert_eq!(run["sample"]["incremental"], true, "{run}");
+        }
+    }
+
+    let table = stdout(&output);
+    for wanted in ["701,413", "15,983", "SCALED DOWN to 0.02", "direct and TLB are not there"] {
+        assert!(table.contains(wanted), "no {wanted:?} in\n{table}");
+    }
+    let progress = stderr(&output);
+    assert!(progress.contains("[1/") && progress.contains("time left"), "{progress}");
+    let again = dir.path().join("again.html");
+    let redrawn = ok(&["report", &json.to_string_lossy(), "--html", &again.to_string_lossy()]);
+    assert_eq!(stdout(&redrawn), table, "the tables are drawn again as they were");
+    let pages = [&html, &again].map(|path| std::fs::read_to_string(path).expect("a page"));
+    assert_eq!(pages[0], pages[1], "and so is the page");
 }
 
 #[test]

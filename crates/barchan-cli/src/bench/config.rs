@@ -54,6 +54,10 @@ pub(crate) enum DirtySource {
     SoftDirty,
     /// The best that Barchan's library finds on this machine.
     Best,
+    /// Barchan's pagemap-scan, natively.
+    PagemapScan,
+    /// Barchan's guest-pte: the D bits of the guest's page tables, in guest mode.
+    GuestPte,
 }
 
 /// One configuration.
@@ -116,6 +120,8 @@ impl DirtySource {
             Self::Userfaultfd => "userfaultfd",
             Self::SoftDirty => "soft-dirty",
             Self::Best => "best",
+            Self::PagemapScan => "pagemap-scan",
+            Self::GuestPte => "guest-pte",
         }
     }
 
@@ -123,6 +129,9 @@ impl DirtySource {
     pub(crate) fn reported_as(self) -> Option<&'static str> {
         match self {
             Self::None | Self::Best => None,
+            Self::PagemapScan => Some("pagemap-scan"),
+            // The collector has no name for it; the library's own is asked for in `paper::collector`.
+            Self::GuestPte => Some("default"),
             Self::Mprotect => Some("mprotect"),
             Self::Userfaultfd => Some("uffdwp"),
             Self::SoftDirty => Some("soft"),
@@ -174,6 +183,9 @@ impl Config {
             DirtySource::Mprotect => env.push(("GC_USE_GETWRITEWATCH", "0".to_owned())),
             DirtySource::Userfaultfd | DirtySource::SoftDirty => {
                 env.push(("GC_USE_GETWRITEWATCH", "1".to_owned()));
+            }
+            DirtySource::PagemapScan | DirtySource::GuestPte => {
+                env.push(("BARCHAN_TRACKER", self.dirty.name().to_owned()));
             }
             DirtySource::None | DirtySource::Best => {}
         }

@@ -7,6 +7,7 @@
 pub(crate) mod compare;
 pub(crate) mod config;
 pub(crate) mod model;
+pub(crate) mod paper;
 mod preflight;
 mod progress;
 mod runner;
@@ -173,7 +174,7 @@ pub(crate) fn command(layout: &Layout, args: &BenchArgs) -> Result<ExitCode> {
             .remedy("barchan build"));
     }
     let stop = stop_on_interrupt()?;
-    let report = measure(layout, args, &plan, &candidates, &stop);
+    let report = measure(layout, plan.command(args), &plan, &candidates, &stop);
     publish(layout, args, &report)
 }
 
@@ -225,7 +226,7 @@ fn list(plan: &Plan, candidates: &[Candidate]) {
 /// All rounds.
 fn measure(
     layout: &Layout,
-    args: &BenchArgs,
+    command: String,
     plan: &Plan,
     candidates: &[Candidate],
     stop: &AtomicBool,
@@ -236,7 +237,7 @@ fn measure(
     let mut report = Report {
         format: model::FORMAT,
         barchan_version: env!("CARGO_PKG_VERSION").to_owned(),
-        command: plan.command(args),
+        command,
         started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         duration_s: 0.0,
         interrupted: false,
@@ -271,6 +272,10 @@ fn measure(
         progress.begin(&format!("round {round}: {} on {config}", workload.name), &keys);
         let begin = Instant::now();
         let outcome = runner::run(&job(layout, plan, workload, candidate, ready));
+        let outcome = match &ready.guest_records {
+            Some(records) => paper::collector::add_counts(outcome, records),
+            None => outcome,
+        };
         if stop.load(Ordering::Relaxed) {
             report.interrupted = true; // the program got the ^C too: its run counts for nothing
             break;
@@ -317,11 +322,13 @@ fn job(
 ) -> Job {
     let mut args = plan.arguments(workload);
     args.push("--json".to_owned());
+    let mut environment = plan.environment(candidate.config, candidate.setting.as_ref());
+    environment.extend(ready.environment.iter().cloned());
     Job {
         program: layout.workloads().join(workload.program),
         args,
         library_dir: ready.library_dir.clone(),
-        environment: plan.environment(candidate.config, candidate.setting.as_ref()),
+        environment,
         timeout: plan.timeout,
     }
 }
@@ -405,11 +412,16 @@ fn publish(layout: &Layout, args: &BenchArgs, measured: &Report) -> Result<ExitC
         eprintln!("interrupted: {} runs had been made", measured.runs.len());
         return Ok(ExitCode::from(INTERRUPTED));
     }
+    judge(measured).map(|()| ExitCode::SUCCESS)
+}
+
+/// Fails if a run failed or results disagree.
+fn judge(measured: &Report) -> Result<()> {
     let failed =
         measured.runs.iter().filter(|run| matches!(run.outcome, Outcome::Failed { .. })).count();
     let disagreements = summary::disagreements(measured);
     if failed == 0 && disagreements.is_empty() {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
     let mut what = Vec::new();
     if failed > 0 {

@@ -11,11 +11,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::config::{Collector, Config};
+use super::paper::{self, model::Paper};
 use super::vary::Setting;
 use crate::machine::Machine;
 
 /// The format that this version writes. Raised when a reader would be misled.
 pub(crate) const FORMAT: u32 = 1;
+
+/// What a file of measurements holds.
+#[derive(Debug)]
+pub(crate) enum Any {
+    /// A plain benchmark.
+    Plain(Box<Report>),
+    /// One of the paper's tables.
+    Paper(Box<Paper>),
+}
 
 /// A whole benchmark.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -158,8 +168,22 @@ pub(crate) struct Sample {
     pub(crate) source: Option<String>,
     /// Whether the collector was still incremental at the end.
     pub(crate) incremental: bool,
+    /// What guest mode did, for a run in it.
+    #[serde(default)]
+    pub(crate) guest: Option<GuestCounts>,
     /// The workload's own results: alike in every run, or something is broken.
     pub(crate) results: BTreeMap<String, Value>,
+}
+
+/// Events of guest mode in one run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GuestCounts {
+    /// Runs of a virtual CPU that ended, for whatever reason.
+    pub(crate) exits: u64,
+    /// Page faults that the monitor handled.
+    pub(crate) monitor_faults: u64,
+    /// System calls.
+    pub(crate) system_calls: u64,
 }
 
 impl Report {
@@ -167,7 +191,7 @@ impl Report {
     ///
     /// # Errors
     /// [`ErrorKind::Io`], or [`ErrorKind::BadResult`] for a file that is no report.
-    pub(crate) fn read(path: &Path) -> Result<Self> {
+    pub(crate) fn read(path: &Path) -> Result<Any> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
         let no_report = |why: String| {
             Error::new(
@@ -178,16 +202,23 @@ impl Report {
             .remedy("give the file that `barchan bench --json FILE` wrote")
         };
         let value: Value = serde_json::from_str(&text).map_err(|e| no_report(e.to_string()))?;
+        let is_paper = value["kind"] == paper::model::KIND;
+        let expected = if is_paper { paper::model::FORMAT } else { FORMAT };
         match value["format"].as_u64() {
-            Some(format) if format == u64::from(FORMAT) => {}
+            Some(format) if format == u64::from(expected) => {}
             Some(format) => {
                 return Err(no_report(format!(
-                    "it has format {format}, this version reads {FORMAT}"
+                    "it has format {format}, this version reads {expected}"
                 )));
             }
             None => return Err(no_report("it names no format".to_owned())),
         }
-        serde_json::from_value(value).map_err(|e| no_report(e.to_string()))
+        if is_paper {
+            let paper = Paper::from_value(value).map_err(no_report)?;
+            return Ok(Any::Paper(Box::new(paper)));
+        }
+        let report = serde_json::from_value(value).map_err(|e| no_report(e.to_string()))?;
+        Ok(Any::Plain(Box::new(report)))
     }
 
     /// The report as JSON.

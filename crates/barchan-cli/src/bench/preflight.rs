@@ -22,6 +22,10 @@ pub(crate) struct Ready {
     pub(crate) library_dir: PathBuf,
     /// What it says it uses, if it says.
     pub(crate) reported_source: Option<String>,
+    /// More of the environment than the configuration says.
+    pub(crate) environment: Vec<(String, String)>,
+    /// Where guest mode leaves its counts, for a configuration in it.
+    pub(crate) guest_records: Option<PathBuf>,
 }
 
 /// The directory with the configuration's collector.
@@ -57,10 +61,14 @@ pub(crate) fn check(
     }
     let library_dir = library_dir(layout, config)?;
     let reported_source = trial(&layout.workloads(), &library_dir, config, environment)?;
-    Ok(Ready { library_dir, reported_source })
+    Ok(Ready { library_dir, reported_source, environment: Vec::new(), guest_records: None })
 }
 
-fn trial(
+/// Runs a tiny workload; what the collector says that it uses, if it says.
+///
+/// # Errors
+/// One sentence that says why it is not what the configuration means.
+pub(super) fn trial(
     workloads: &Path,
     library_dir: &Path,
     config: Config,

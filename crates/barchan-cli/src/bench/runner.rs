@@ -134,6 +134,7 @@ fn sample(value: &Value) -> Option<Sample> {
         minor_faults: value["minor_faults"].as_u64()?,
         source: value["vdb"].as_str().map(str::to_owned),
         incremental: value["incremental"].as_bool()?,
+        guest: None, // who started it in guest mode adds them
         results: value["results"]
             .as_object()?
             .iter()

@@ -7,21 +7,31 @@ use crate::bench::compare::{self, Verdict};
 use crate::bench::config::Mode;
 use crate::bench::model::{Report, WorkloadInfo};
 use crate::bench::summary::{self, Cell, Row};
+use crate::machine::Machine;
 
 const STYLE: &str = include_str!("style.css");
+
+/// The beginning of a page.
+pub(super) fn head(page: &mut String, title: &str, started: &str) {
+    put(
+        page,
+        format_args!(
+            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <title>{}, {}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n",
+            escape(title),
+            escape(started.get(..10).unwrap_or(started))
+        ),
+    );
+}
+
+/// The end of a page.
+pub(super) const FOOT: &str = "</main>\n</body>\n</html>\n";
 
 /// The whole page.
 pub(crate) fn render(report: &Report) -> String {
     let mut page = String::with_capacity(256 * 1024);
-    put(
-        &mut page,
-        format_args!(
-            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>Barchan benchmark, {}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n",
-            escape(report.started.get(..10).unwrap_or(&report.started))
-        ),
-    );
+    head(&mut page, "Barchan benchmark", &report.started);
     header(&mut page, report);
     verdicts(&mut page, report);
     page.push_str(&vary::render_html(report));
@@ -29,7 +39,7 @@ pub(crate) fn render(report: &Report) -> String {
         section(&mut page, report, workload);
     }
     conditions(&mut page, report);
-    page.push_str("</main>\n</body>\n</html>\n");
+    page.push_str(FOOT);
     page
 }
 
@@ -49,7 +59,7 @@ pub(crate) fn escape(text: &str) -> String {
 }
 
 /// Appends to the page; writing to a String cannot fail.
-fn put(page: &mut String, text: std::fmt::Arguments<'_>) {
+pub(super) fn put(page: &mut String, text: std::fmt::Arguments<'_>) {
     let _ = page.write_fmt(text);
 }
 
@@ -166,7 +176,7 @@ fn verdict(page: &mut String, verdict: &Verdict) {
     page.push_str("</dl></div>");
 }
 
-fn section(page: &mut String, report: &Report, workload: &WorkloadInfo) {
+pub(super) fn section(page: &mut String, report: &Report, workload: &WorkloadInfo) {
     let mut rows = summary::rows(report, workload);
     rows.retain(|row| !matches!(row, Row::Unavailable { .. }));
     put(
@@ -235,10 +245,10 @@ fn cells(page: &mut String, cell: &Cell) {
     }
 }
 
-fn conditions(page: &mut String, report: &Report) {
-    let machine = &report.machine;
+/// What is known of a machine, with names.
+pub(super) fn machine_facts(machine: &Machine) -> Vec<(&'static str, String)> {
     let unknown = || "unknown".to_owned();
-    let facts = [
+    vec![
         ("CPU", machine.cpu.clone().unwrap_or_else(unknown)),
         ("cores", machine.cores.to_string()),
         ("microcode", machine.microcode.clone().unwrap_or_else(unknown)),
@@ -253,18 +263,36 @@ fn conditions(page: &mut String, report: &Report) {
         ("C library", machine.libc.clone().unwrap_or_else(unknown)),
         ("load at the start", maybe(machine.load_1min)),
         ("commit", machine.commit.clone().unwrap_or_else(unknown)),
+    ]
+}
+
+/// Names and values.
+pub(super) fn fact_list(page: &mut String, facts: &[(&str, String)]) {
+    page.push_str("<div class=\"card\"><dl class=\"machine\">");
+    for (name, value) in facts {
+        put(page, format_args!("<dt>{name}</dt><dd>{}</dd>", escape(value)));
+    }
+    page.push_str("</dl></div>\n");
+}
+
+fn conditions(page: &mut String, report: &Report) {
+    let mut facts = machine_facts(&report.machine);
+    facts.extend([
         ("version", format!("barchan {}", report.barchan_version)),
         ("date", report.started.clone()),
         ("duration", format!("{:.0} s", report.duration_s)),
         ("markers", format!("{} (1 in mode full)", report.markers)),
         ("pause limit", format!("{} ms in mode incremental", report.pause_ms)),
-    ];
-    page.push_str("<h2>Conditions</h2>\n<div class=\"card\"><dl class=\"machine\">");
-    for (name, value) in facts {
-        put(page, format_args!("<dt>{name}</dt><dd>{}</dd>", escape(&value)));
-    }
+    ]);
+    page.push_str("<h2>Conditions</h2>\n");
+    fact_list(page, &facts);
+    environments(page, report);
+}
+
+/// The environment of each configuration, folded up.
+pub(super) fn environments(page: &mut String, report: &Report) {
     page.push_str(
-        "</dl></div>\n<details><summary>Environment of each configuration</summary>\
+        "<details><summary>Environment of each configuration</summary>\
          <div class=\"card\"><table><tr><th>configuration</th><th>environment</th>\
          <th>dirty bits, as the collector reports them</th></tr>\n",
     );

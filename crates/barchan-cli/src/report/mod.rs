@@ -2,6 +2,9 @@
 //! which draws those of an earlier one again.
 
 pub(crate) mod html;
+pub(crate) mod paper;
+pub(crate) mod paper_html;
+mod paper_plot;
 mod plot;
 pub(crate) mod table;
 mod vary;
@@ -10,16 +13,19 @@ use std::process::ExitCode;
 
 use barchan_boehm::Result;
 
-use crate::bench::model::Report;
+use crate::bench::model::{Any, Report};
 use crate::cli::ReportArgs;
 use crate::write_file;
 
 /// Runs the subcommand.
 pub(crate) fn command(args: &ReportArgs) -> Result<ExitCode> {
-    let report = Report::read(&args.file)?;
-    print!("{}", table::render(&report));
+    let (text, page) = match Report::read(&args.file)? {
+        Any::Plain(report) => (table::render(&report), html::render(&report)),
+        Any::Paper(report) => (paper::render(&report), paper_html::render(&report)),
+    };
+    print!("{text}");
     if let Some(path) = &args.html {
-        write_file(path, &html::render(&report))?;
+        write_file(path, &page)?;
         eprintln!("report: {}", path.display());
     }
     Ok(ExitCode::SUCCESS)
@@ -38,6 +44,19 @@ pub(crate) fn number(value: f64) -> String {
 /// A number, or a dash for one that was not measured.
 pub(crate) fn maybe(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), number)
+}
+
+/// A whole number with its thousands apart.
+pub(crate) fn grouped(value: f64) -> String {
+    let digits = format!("{:.0}", value.abs());
+    let mut out = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    if value <= -0.5 { format!("-{out}") } else { out }
 }
 
 /// A ratio of times as people say it.
@@ -61,6 +80,12 @@ mod tests {
         assert_eq!(number(12.345), "12.3");
         assert_eq!(number(0.123), "0.12");
         assert_eq!(maybe(None), "–");
+    }
+
+    #[test]
+    fn thousands_are_apart() {
+        let texts = [0.4, 999.0, 1000.0, 1_234_567.4, -12_345.0].map(grouped);
+        assert_eq!(texts, ["0", "999", "1,000", "1,234,567", "-12,345"]);
     }
 
     #[test]

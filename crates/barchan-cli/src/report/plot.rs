@@ -9,22 +9,22 @@ use crate::bench::config::{DirtySource, Mode};
 use crate::bench::summary::{Cell, Row};
 
 /// Width of the drawing in user units.
-const WIDTH: f64 = 1120.0;
+pub(super) const WIDTH: f64 = 1120.0;
 /// Height of a configuration's row.
 const ROW: f64 = 22.0;
 /// Height of the line that names a mode.
 const HEADING: f64 = 26.0;
 /// Height of panel titles and axes.
-const TOP: f64 = 44.0;
+pub(super) const TOP: f64 = 44.0;
 /// Room below the last row.
 const BOTTOM: f64 = 10.0;
 
 /// A panel: where it is, and what its axis spans.
-struct Panel {
-    left: f64,
-    width: f64,
-    title: &'static str,
-    axis: Axis,
+pub(super) struct Panel {
+    pub(super) left: f64,
+    pub(super) width: f64,
+    pub(super) title: &'static str,
+    pub(super) axis: Axis,
 }
 
 /// A mapping of values to 0..1.
@@ -39,7 +39,7 @@ impl Axis {
         Self::Linear { max: values.fold(0.0, f64::max).max(1e-9) * 1.12 }
     }
 
-    fn log(values: impl Iterator<Item = f64>) -> Self {
+    pub(super) fn log(values: impl Iterator<Item = f64>) -> Self {
         let (mut low, mut high) = (f64::INFINITY, 0.0_f64);
         for value in values.filter(|value| *value > 0.0) {
             low = low.min(value);
@@ -61,6 +61,13 @@ impl Axis {
                 let span = f64::from(max_decade - min_decade);
                 ((value.max(1e-9).log10() - f64::from(*min_decade)) / span).clamp(0.0, 1.0)
             }
+        }
+    }
+
+    fn label(&self, tick: f64) -> String {
+        match self {
+            Self::Log { .. } if tick >= 1e4 => power_label(tick),
+            _ => tick_label(tick),
         }
     }
 
@@ -86,7 +93,7 @@ fn nice_step(rough: f64) -> f64 {
 }
 
 impl Panel {
-    fn x(&self, value: f64) -> f64 {
+    pub(super) fn x(&self, value: f64) -> f64 {
         self.left + self.axis.place(value) * self.width
     }
 }
@@ -139,11 +146,11 @@ pub(crate) fn figure(title: &str, rows: &[Row<'_>]) -> String {
 }
 
 /// Appends to the drawing; writing to a String cannot fail.
-fn put(svg: &mut String, text: std::fmt::Arguments<'_>) {
+pub(super) fn put(svg: &mut String, text: std::fmt::Arguments<'_>) {
     let _ = svg.write_fmt(text);
 }
 
-fn grid(svg: &mut String, panel: &Panel, height: f64) {
+pub(super) fn grid(svg: &mut String, panel: &Panel, height: f64) {
     let middle = panel.left;
     put(
         svg,
@@ -157,7 +164,7 @@ fn grid(svg: &mut String, panel: &Panel, height: f64) {
                 "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{height:.1}\"/>\
                  <text class=\"tick\" x=\"{x:.1}\" y=\"{:.1}\">{}</text>",
                 TOP - 8.0,
-                tick_label(tick)
+                panel.axis.label(tick)
             ),
         );
     }
@@ -167,6 +174,14 @@ fn grid(svg: &mut String, panel: &Panel, height: f64) {
 pub(crate) fn tick_label(tick: f64) -> String {
     let text = format!("{tick:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// A power of ten that is too long to write out.
+fn power_label(tick: f64) -> String {
+    const DIGITS: [char; 10] = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
+    let decade = format!("{:.0}", tick.log10().abs());
+    let exponent: String = decade.bytes().map(|digit| DIGITS[usize::from(digit - b'0')]).collect();
+    format!("10{exponent}")
 }
 
 /// All rows, and how far down they reach.
@@ -348,6 +363,8 @@ mod tests {
         let axis = Axis::log([0.3, 45.0].into_iter());
         assert_eq!(axis.ticks(), [0.1, 1.0, 10.0, 100.0]);
         assert!((axis.place(1.0) - 1.0 / 3.0).abs() < 1e-9);
+        assert_eq!((axis.label(1e5), axis.label(100.0)), ("10⁵".to_owned(), "100".to_owned()));
+        assert_eq!(Axis::Linear { max: 3e4 }.label(2e4), "20000");
         let empty = Axis::log(std::iter::empty());
         assert_eq!(empty.ticks().len(), 3);
     }

@@ -51,7 +51,7 @@ fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
     let _ = writeln!(out, "{text}");
 }
 
-fn workload_table(report: &Report, workload: &WorkloadInfo) -> String {
+pub(super) fn workload_table(report: &Report, workload: &WorkloadInfo) -> String {
     let mut out = String::new();
     line(&mut out, format_args!("{}: {}  ({})", workload.name, workload.title, workload.command));
     line(

@@ -9,7 +9,7 @@ use dune::stats::Snapshot;
 const NAMED: usize = 6;
 
 /// The records of all processes, those of `pid` first, then by exits.
-pub(super) fn read(directory: &Path, pid: u32) -> Vec<Snapshot> {
+pub(crate) fn read(directory: &Path, pid: u32) -> Vec<Snapshot> {
     let mut processes: Vec<Snapshot> = std::fs::read_dir(directory)
         .into_iter()
         .flatten()

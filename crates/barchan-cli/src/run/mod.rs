@@ -4,8 +4,8 @@
 //! collector's own variables. A small object is preloaded that notes the collector's events
 //! in files (`preload/summary.c`); it is read when the program has ended, by whatever means.
 
-mod dune;
-mod record;
+pub(crate) mod dune;
+pub(crate) mod record;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::ExitStatusExt as _;

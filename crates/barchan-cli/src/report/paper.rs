@@ -1,0 +1,360 @@
+//! The tables of `bench paper` as text.
+
+use std::fmt::Write as _;
+
+use dune_bench::{Means, Row};
+
+use super::{grouped, maybe, number, table};
+use crate::bench::config::{Collector, Config, DirtySource, Mode};
+use crate::bench::model::{Report, WorkloadInfo};
+use crate::bench::paper::figures::{self, TABLE_6};
+use crate::bench::paper::model::{Micro, Paper};
+use crate::bench::paper::summary::{self, Cell};
+use crate::bench::paper::table6::{self, Line};
+use crate::bench::summary as rounds;
+
+/// What the micro table's words mean, for readers of either report.
+pub(super) const MICRO_NOTES: [&str; 4] = [
+    "linux: natively, by what the paper used; user-dispatch and userfaultfd: natively, by what Linux \
+     has had since; guest: in guest mode.",
+    "× Linux: over the best native one of the row. exits: runs of the virtual CPU that ended, for each \
+     operation. paper: cycles of the paper's machine, a Xeon of 2012.",
+    "In guest mode every system call passes through the monitor: ptrace is getpid once more, and \
+     ptrace-sysemu a call that the monitor answers itself.",
+    "appel1 and appel2 are 100 faults each. Cycles are those of the time stamp counter, which has a \
+     rate of its own, whatever the core's clock does.",
+];
+
+/// What Table 6 lacks.
+pub(super) const NOT_THERE: &str = "Of the paper's variants, direct and TLB are not there, and neither is one on the \
+     page-modification log (PML): they have no row.";
+
+/// The whole report.
+pub(crate) fn render(paper: &Paper) -> String {
+    let mut out = String::new();
+    if let Some(emulator) = &paper.guest.emulated_by {
+        line(&mut out, format_args!("EMULATED by {emulator}\n"));
+    }
+    if let Some(micro) = &paper.micro {
+        out.push_str(&micro_table(paper, micro));
+        out.push('\n');
+    }
+    if let Some(report) = &paper.collector {
+        out.push_str(&collector_table(report));
+        out.push('\n');
+        for workload in &report.workloads {
+            out.push_str(&table::workload_table(report, workload));
+            out.push('\n');
+        }
+        for (workload, configs) in rounds::disagreements(report) {
+            let configs = configs.join(", ");
+            line(
+                &mut out,
+                format_args!("WRONG RESULTS: {workload} gave other results on {configs}"),
+            );
+        }
+    }
+    let machine = &paper.machine;
+    line(
+        &mut out,
+        format_args!(
+            "{}{} on {} ({} cores, Linux {}), guest mode: {}, {} rounds, {}",
+            if paper.interrupted { "INTERRUPTED: " } else { "" },
+            paper.command,
+            machine.cpu.as_deref().unwrap_or("unknown CPU"),
+            machine.cores,
+            machine.kernel.as_deref().unwrap_or("unknown"),
+            host(paper),
+            paper.rounds,
+            paper.started,
+        ),
+    );
+    out
+}
+
+/// The kind of guest mode's host, or why there is none.
+pub(super) fn host(paper: &Paper) -> String {
+    match (&paper.guest.kind, &paper.guest.why) {
+        (_, Some(why)) => format!("none ({why})"),
+        (Some(kind), None) => kind.clone(),
+        (None, None) => "unknown".to_owned(),
+    }
+}
+
+/// Appends a line; writing to a String cannot fail.
+fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(out, "{text}");
+}
+
+/// A number of cycles or nanoseconds.
+pub(super) fn amount(value: f64) -> String {
+    if value.abs() >= 100.0 { grouped(value) } else { number(value) }
+}
+
+/// A ratio, or a dash.
+pub(super) fn times(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{}×", number(ratio)))
+}
+
+fn micro_table(paper: &Paper, micro: &Micro) -> String {
+    let mut out = String::new();
+    let rate = summary::rate(micro)
+        .map_or_else(|| "unknown rate".to_owned(), |rate| format!("{:.3} GHz", rate.median / 1e9));
+    line(
+        &mut out,
+        format_args!(
+            "Tables 2 and 3: one operation, in cycles of the time stamp counter ({rate}) and in ns; \
+             median [min – max] of {} rounds",
+            paper.rounds
+        ),
+    );
+    line(
+        &mut out,
+        format_args!(
+            "  {:<14} {:<14} {:>11} {:>25} {:>11} {:>9} {:>8} {:>11} {:>9}",
+            "", "", "cycles", "[min – max]", "ns", "× Linux", "exits", "paper", "× Linux"
+        ),
+    );
+    let mut last: Option<Row> = None;
+    for cell in summary::cells(micro) {
+        let name = if last == Some(cell.row) { "" } else { cell.row.name() };
+        last = Some(cell.row);
+        line(&mut out, format_args!("  {name:<14} {}", micro_line(&cell)));
+    }
+    for row in Row::ALL {
+        line(&mut out, format_args!("  {}: {}", row.name(), row.title()));
+    }
+    for note in MICRO_NOTES {
+        line(&mut out, format_args!("  {note}"));
+    }
+    out
+}
+
+fn micro_line(cell: &Cell) -> String {
+    let means = cell.means.name();
+    match &cell.numbers {
+        Ok(n) => format!(
+            "{means:<14} {:>11} {:>25} {:>11} {:>9} {:>8} {:>11} {:>9}",
+            amount(n.ticks.median),
+            format!("[{} – {}]", amount(n.ticks.min), amount(n.ticks.max)),
+            amount(n.ns.median),
+            times(n.over_linux),
+            maybe(n.exits),
+            n.paper.map_or_else(|| "–".to_owned(), grouped),
+            times(n.paper_over_linux),
+        )
+        .trim_end()
+        .to_owned(),
+        Err(why) => {
+            let paper = figures::operation(cell.row);
+            let of_paper = match cell.means {
+                Means::Guest => format!("; the paper has {}", grouped(paper.dune)),
+                _ => String::new(),
+            };
+            format!("{means:<14} {why}{of_paper}")
+        }
+    }
+}
+
+/// Whether the workloads had less than the paper's sizes.
+pub(super) fn scaled(report: &Report) -> Option<&str> {
+    report.workloads.iter().find_map(|w| Some(w.command.split_once("--scale ")?.1))
+}
+
+/// The heading of Table 6, with what must be known to read it.
+pub(super) fn collector_heading(report: &Report) -> String {
+    let sizes = scaled(report).map_or_else(
+        || "the paper's sizes".to_owned(),
+        |scale| {
+            format!("SCALED DOWN to {scale} of the paper's sizes, which its own figures are of")
+        },
+    );
+    format!(
+        "{sizes}; {} markers (1 in mode full), pauses of {} ms aimed at in mode incremental",
+        report.markers, report.pause_ms
+    )
+}
+
+fn collector_table(report: &Report) -> String {
+    let mut out = String::new();
+    let columns: Vec<&WorkloadInfo> =
+        report.workloads.iter().filter(|w| w.unavailable.is_none()).collect();
+    line(
+        &mut out,
+        format_args!(
+            "Table 6: the collector, wall time in ms, median [min – max]; below it the collector if there \
+             was a choice, and pauses p50/p99/max in ms"
+        ),
+    );
+    line(&mut out, format_args!("  {}", collector_heading(report)));
+    let mut row = |name: &str, cell: &dyn Fn(&WorkloadInfo) -> String| {
+        let mut text = format!("  {name:<44}");
+        for workload in &columns {
+            let _ = write!(text, " {:>27}", cell(workload));
+        }
+        line(&mut out, format_args!("{}", text.trim_end()));
+    };
+    row("", &|workload| workload.name.clone());
+    for (name, value) in paper_lines() {
+        row(name, &|workload| of_paper(workload, value));
+    }
+    for table_line in Line::ALL {
+        let cell = |workload: &WorkloadInfo| table6::cell(report, workload, table_line);
+        row(&table_line.name(), &|workload| {
+            cell(workload).map_or_else(|| "–".to_owned(), |cell| milliseconds(&cell))
+        });
+        row("", &|workload| cell(workload).map_or_else(String::new, |cell| pauses(&cell)));
+    }
+    for mode in [Mode::Generational, Mode::Incremental] {
+        let name = format!("guest-pte over stock, {}", mode.name());
+        row(&name, &|workload| times(table6::dirty_over_stock(report, workload, mode)));
+    }
+    row("paper: dirty bits over Boehm on Linux", &|workload| {
+        times(table6::paper_dirty_over_normal(workload))
+    });
+    for mode in [Mode::Generational, Mode::Incremental] {
+        let config = Config { collector: Collector::Barchan, mode, dirty: DirtySource::GuestPte };
+        let name = format!("exits of guest-pte, {}", mode.name());
+        row(&name, &|workload| {
+            table6::counts(report, workload, config)
+                .map_or_else(|| "–".to_owned(), |[exits, ..]| grouped(exits))
+        });
+    }
+    if columns.iter().any(|w| Line::ALL.iter().any(|l| gave_up(report, w, *l))) {
+        line(&mut out, format_args!("  † left incremental mode on its way"));
+    }
+    line(&mut out, format_args!("  {NOT_THERE}"));
+    for (why, names) in rounds::unavailable(report) {
+        line(&mut out, format_args!("  Not available here: {}: {why}", names.join(", ")));
+    }
+    out
+}
+
+fn gave_up(report: &Report, workload: &WorkloadInfo, table_line: Line) -> bool {
+    table6::cell(report, workload, table_line).is_some_and(|cell| cell.gave_up)
+}
+
+/// A line of the paper's Table 6.
+pub(super) type PaperLine = (&'static str, fn(&figures::Workload) -> f64);
+
+/// The paper's own lines.
+pub(super) fn paper_lines() -> [PaperLine; 6] {
+    [
+        ("paper: collections", |w| w.collections),
+        ("paper: allocated, MB", |w| w.allocated_mb),
+        ("paper: Boehm, incremental, on Linux", |w| w.normal_ms),
+        ("paper: Dune, direct port", |w| w.direct_ms),
+        ("paper: Dune, TLB control", |w| w.tlb_ms),
+        ("paper: Dune, dirty bits", |w| w.dirty_ms),
+    ]
+}
+
+/// The paper's figure of a workload.
+pub(super) fn of_paper(workload: &WorkloadInfo, value: fn(&figures::Workload) -> f64) -> String {
+    TABLE_6
+        .iter()
+        .find(|figures| figures.name == workload.name)
+        .map_or_else(|| "–".to_owned(), |figures| grouped(value(figures)))
+}
+
+/// Median and range of a cell's time.
+pub(super) fn milliseconds(cell: &rounds::Cell) -> String {
+    let [median, min, max] =
+        [cell.total_s.median, cell.total_s.min, cell.total_s.max].map(|s| amount(s * 1e3));
+    format!("{median} [{min} – {max}]{}", if cell.gave_up { " †" } else { "" })
+}
+
+/// A cell's pauses, and whose they are if there was a choice.
+pub(super) fn pauses(cell: &rounds::Cell) -> String {
+    let collector = cell.config.collector;
+    let whose =
+        if collector.is_baseline() { format!("{}: ", collector.name()) } else { String::new() };
+    format!(
+        "{whose}{}/{}/{}",
+        maybe(cell.pause_p50_ms),
+        maybe(cell.pause_p99_ms),
+        maybe(cell.pause_max_ms.map(|spread| spread.median))
+    )
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::bench::paper::model::{FORMAT, Guest, KIND};
+    use crate::bench::paper::summary::tests::example;
+    use crate::bench::paper::table6::tests::some;
+    use crate::machine::Machine;
+
+    /// Both parts, on a machine without guest mode.
+    pub(crate) fn paper() -> Paper {
+        Paper {
+            kind: KIND.to_owned(),
+            format: FORMAT,
+            barchan_version: "0".to_owned(),
+            command: "barchan bench paper --rounds 3".to_owned(),
+            started: "2026-11-28T15:00:00Z".to_owned(),
+            duration_s: 1.0,
+            rounds: 3,
+            interrupted: false,
+            machine: Machine { cpu: Some("Example <CPU>".to_owned()), ..Machine::default() },
+            guest: Guest { kind: None, emulated_by: None, why: Some("no /dev/kvm".to_owned()) },
+            micro: Some(example()),
+            collector: Some(some()),
+        }
+    }
+
+    #[track_caller]
+    fn find<'a>(text: &'a str, part: &str) -> &'a str {
+        text.lines().find(|line| line.contains(part)).unwrap_or_else(|| panic!("{part}: {text}"))
+    }
+
+    #[test]
+    fn a_row_has_cycles_and_time_ratios_and_the_papers_figures() {
+        let text = render(&paper());
+        let linux = find(&text, "trap           linux");
+        for wanted in ["5,000", "[4,000 – 9,000]", "2,500", "2.00×", "2,821"] {
+            assert!(linux.contains(wanted), "{wanted} in {linux}");
+        }
+        let best = find(&text, " userfaultfd ");
+        assert!(best.contains("1.00×") && best.ends_with('–'), "{best}");
+        assert!(find(&text, "getpid         linux").contains("138"));
+        let guest = find(&text, "895");
+        assert!(guest.contains("5.00×") && guest.ends_with("6.49×"), "{guest}");
+        assert!(text.contains("guest          not here: no /dev/kvm; the paper has 587"), "{text}");
+    }
+
+    #[test]
+    fn table_6_has_the_papers_lines_ours_ratios_and_what_is_missing() {
+        let text = render(&paper());
+        assert!(find(&text, "Boehm, incremental, on Linux").ends_with(" 1,224"));
+        assert!(find(&text, "stock, full ").contains("1,400 [1,400 – 1,400]"));
+        assert!(find(&text, "stock, incremental, mprotect").contains("2,000 [2,000"));
+        assert!(text.contains("debian: 1.00/2.00/3.00"), "{text}");
+        assert!(find(&text, "barchan, incremental, guest-pte").contains("1,200 ["));
+        assert!(find(&text, "guest-pte over stock, incremental").ends_with("0.60×"));
+        assert!(find(&text, "guest-pte over stock, generational").ends_with('–'));
+        assert!(find(&text, "paper: dirty bits over").ends_with("0.73×"));
+        assert!(find(&text, "exits of guest-pte, incremental").ends_with(" 30"));
+        assert!(text.contains("SCALED DOWN to 0.5"), "{text}");
+        assert!(text.contains("direct and TLB are not there"), "{text}");
+        assert!(text.contains("guest mode: none (no /dev/kvm)"), "{text}");
+    }
+
+    #[test]
+    fn emulated_figures_say_so_first() {
+        let mut paper = paper();
+        paper.guest.emulated_by = Some("Bochs: cycles are instructions executed".to_owned());
+        assert!(render(&paper).starts_with("EMULATED by Bochs: cycles are instructions"));
+    }
+
+    #[test]
+    fn a_report_survives_being_written_and_read() {
+        let paper = paper();
+        let text = paper.to_json().expect("JSON");
+        let value = serde_json::from_str(&text).expect("JSON");
+        let again = Paper::from_value(value).expect("a report");
+        assert_eq!(render(&again), render(&paper));
+        let value = serde_json::from_str(&text.replace("\"trap\"", "\"tarp\"")).expect("JSON");
+        assert_eq!(Paper::from_value(value).expect_err("no such row"), "it measures tarp by linux");
+    }
+}
