@@ -116,6 +116,7 @@ pub(crate) mod tests {
         let info = |config: Config| ConfigInfo {
             name: config.to_string(),
             config,
+            setting: None,
             environment: BTreeMap::new(),
             unavailable: None,
             reported_source: None,
