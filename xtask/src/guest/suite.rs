@@ -26,11 +26,10 @@ struct Entry {
 /// Where the guest-mode runtime is in the guest.
 const RUNTIME: &str = "/test/libbarchan_dune.so";
 
-/// The tests of dirty bits in guest mode run in QEMU only if `BARCHAN_TCG_DIRTY_BITS` is set. Twice in some dozen runs
-/// the stack of the outer kernel (6.12) was found corrupted in them: what `tcg` tells of explains that, and since
-/// a machine is held there it has not been seen; ten runs with each kernel are yet to show it. Natively they are
-/// among the crates' own tests.
-fn dirty_bits_in_qemu(host: Host, _: Series) -> bool {
+/// The oracle over the dirty bits of guest mode runs in QEMU only if `BARCHAN_TCG_DIRTY_BITS` is set: it goes by the
+/// clock, and an emulator that waits for a processor may make too few rounds in its seconds to prove anything (so in
+/// one run of 17, in which it stood still for minutes; none missed a write). Natively it is among the crates' tests.
+fn oracle_in_guest_mode(host: Host, _: Series) -> bool {
     host == Host::Tcg && std::env::var_os("BARCHAN_TCG_DIRTY_BITS").is_some()
 }
 
@@ -76,7 +75,7 @@ const SUITE: &[Entry] = &[
             ("BARCHAN_TEST_SOURCES", "guest-pte"),
             ("LD_PRELOAD", RUNTIME),
         ],
-        wanted: dirty_bits_in_qemu,
+        wanted: oracle_in_guest_mode,
     },
     // Guest mode: of the runtime's own tests those that do not depend on how fast the emulator gets on beside
     // other work. By hand: `cargo xtask guest-test --host tcg -p dune --test signals`; `protection`; `tasks`,
@@ -107,7 +106,7 @@ const SUITE: &[Entry] = &[
         target: &["--test", "dirty"],
         arguments: &["--show-output"],
         environment: &[],
-        wanted: dirty_bits_in_qemu,
+        wanted: |host, _| host == Host::Tcg,
     },
 ];
 
