@@ -49,11 +49,19 @@ impl Emulator {
         std::thread::spawn(move || {
             let mut master = File::from(master);
             let mut bytes = [0; 4096];
+            let mut said = Some(Vec::new());
             while let Ok(n) = master.read(&mut bytes) {
                 if n == 0 {
                     break;
                 }
                 std::io::Write::write_all(&mut log, &bytes[..n]).ok();
+                if let Some(all) = &mut said {
+                    all.extend_from_slice(&bytes[..n]);
+                    if let Some(screen) = screen(&String::from_utf8_lossy(all)) {
+                        drain(screen);
+                        said = None;
+                    }
+                }
             }
         });
         Ok(emulator)
@@ -92,6 +100,33 @@ impl Drop for Emulator {
     }
 }
 
+/// The terminal on which Bochs shows the guest's screen: one that it makes itself, and tells the name of.
+fn screen(said: &str) -> Option<String> {
+    let (_, rest) = said.split_once("Bochs connected to screen \"")?;
+    Some(rest.split_once('"')?.0.to_owned())
+}
+
+/// Reads a terminal to its end, in a thread: the emulator stops, for good, when nobody has read some thousand
+/// bytes, and a blinking cursor alone makes that many in time.
+fn drain(terminal: String) {
+    std::thread::spawn(move || {
+        use rustix::fs::{Mode, OFlags};
+        use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+        let Ok(end) = rustix::fs::open(terminal, OFlags::RDWR | OFlags::NOCTTY, Mode::empty())
+        else {
+            return;
+        };
+        // Nothing is echoed, which nobody would read either.
+        if let Ok(mut settings) = tcgetattr(&end) {
+            settings.make_raw();
+            tcsetattr(&end, OptionalActions::Now, &settings).ok();
+        }
+        let mut end = File::from(end);
+        let mut bytes = [0; 4096];
+        while end.read(&mut bytes).is_ok_and(|n| n > 0) {}
+    });
+}
+
 /// The same command, but killed by the kernel if we die without a chance to do it.
 fn bound_to_us(command: &Command) -> Command {
     let mut bound = Command::new("setpriv");
@@ -115,4 +150,34 @@ pub(crate) fn require(program: &str) -> anyhow::Result<()> {
         bail!("{program} is missing: cargo xtask setup --guest installs what the guests need");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_screens_terminal_is_found_once_it_is_told_whole() {
+        let said = "ALSA lib: x\r\nBochs connected to screen \"/dev/pts/11\"\r\nNext at t=0\r\n";
+        assert_eq!(screen(said).as_deref(), Some("/dev/pts/11"));
+        assert_eq!(screen(said.split_at(45).0), None);
+    }
+
+    /// What stops Bochs: a terminal that somebody writes to, and nobody reads.
+    #[test]
+    fn a_drained_terminal_takes_any_amount() {
+        use rustix::pty;
+        let flags = pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY;
+        let master = pty::openpt(flags).expect("a pseudo-terminal");
+        pty::grantpt(&master).expect("granted");
+        pty::unlockpt(&master).expect("unlocked");
+        let name = pty::ptsname(&master, Vec::new()).expect("a name");
+        drain(name.into_string().expect("ASCII"));
+        let (sender, done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let all = std::io::Write::write_all(&mut File::from(master), &vec![b'x'; 1 << 20]);
+            sender.send(all.is_ok()).ok();
+        });
+        assert_eq!(done.recv_timeout(std::time::Duration::from_secs(60)), Ok(true));
+    }
 }
