@@ -28,7 +28,7 @@ const RUNTIME: &str = "/test/libbarchan_dune.so";
 
 /// The oracle over the dirty bits of guest mode runs in QEMU only if `BARCHAN_TCG_DIRTY_BITS` is set: it goes by the
 /// clock, and an emulator that waits for a processor may make too few rounds in its seconds to prove anything (so in
-/// one run of 17, in which it stood still for minutes; none missed a write). Natively it is among the crates' tests.
+/// one run of 20, in which it stood still for minutes; none missed a write). Natively it is among the crates' tests.
 fn oracle_in_guest_mode(host: Host, _: Series) -> bool {
     host == Host::Tcg && std::env::var_os("BARCHAN_TCG_DIRTY_BITS").is_some()
 }
