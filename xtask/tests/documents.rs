@@ -114,17 +114,43 @@ fn the_selftests_of_the_module_that_are_named_exist() {
     }
 }
 
+/// The anchor that a heading has: in lower case, spaces as hyphens, punctuation left out.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
 #[test]
 fn links_between_documents_lead_somewhere() {
-    let documents =
-        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SPECIFICATION.md"];
+    let mut documents: Vec<PathBuf> =
+        [".", "docs", "docs/adr", "benches", "boehm-patch", "kmod", "workloads"]
+            .iter()
+            .flat_map(|folder| std::fs::read_dir(root().join(folder)).expect("a folder"))
+            .map(|entry| entry.expect("an entry").path())
+            .filter(|path| path.extension().is_some_and(|end| end == "md"))
+            .collect();
+    documents.sort();
     let mut links = 0;
     for document in documents {
-        for target in read(document).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            if !target.starts_with("http") {
-                assert!(root().join(target).exists(), "{document}: no {target}");
-                links += 1;
+        let text = std::fs::read_to_string(&document).expect("a document");
+        let name = document.display();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if target.starts_with("http") {
+                continue;
             }
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let file = match file {
+                "" => document.clone(),
+                file => document.parent().expect("a folder").join(file),
+            };
+            assert!(file.exists(), "{name}: no {target}");
+            if !heading.is_empty() {
+                let there = std::fs::read_to_string(&file).expect("a document");
+                let found = there.lines().any(|l| l.starts_with('#') && anchor(l) == heading);
+                assert!(found, "{name}: no heading {target}");
+            }
+            links += 1;
         }
     }
     assert!(links > 10, "only {links} links found");
