@@ -164,18 +164,22 @@ pub(crate) fn command(layout: &Layout, args: &BenchArgs) -> Result<ExitCode> {
         list(&plan, &candidates);
         return Ok(ExitCode::SUCCESS);
     }
-    if candidates.iter().all(|candidate| candidate.ready.is_err()) {
-        let why: Vec<_> = candidates
-            .iter()
-            .filter_map(|c| Some(format!("{}: {}", c.name(), c.ready.as_ref().err()?)))
-            .collect();
-        return Err(Error::new(ErrorKind::Missing, "none of the configurations can be run here")
-            .tried(why.join("\n"))
-            .remedy("barchan build"));
-    }
+    require_one(&candidates, "none of the configurations can be run here")?;
     let stop = stop_on_interrupt()?;
     let report = measure(layout, plan.command(args), &plan, &candidates, &stop);
     publish(layout, args, &report)
+}
+
+/// Fails with `what`, and the reason of each, if none of the candidates can be run here.
+fn require_one(candidates: &[Candidate], what: &str) -> Result<()> {
+    if candidates.iter().any(|candidate| candidate.ready.is_ok()) {
+        return Ok(());
+    }
+    let why: Vec<_> = candidates
+        .iter()
+        .filter_map(|c| Some(format!("{}: {}", c.name(), c.ready.as_ref().err()?)))
+        .collect();
+    Err(Error::new(ErrorKind::Missing, what).tried(why.join("\n")).remedy("barchan build"))
 }
 
 /// A flag that ^C raises: what has been measured is then still reported. A second ^C ends

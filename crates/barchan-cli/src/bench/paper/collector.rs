@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use barchan_boehm::{Error, ErrorKind, Layout, Result};
+use barchan_boehm::{Error, Layout, Result};
 use tempfile::TempDir;
 
 use super::figures;
@@ -17,7 +17,7 @@ use super::model::Guest;
 use crate::bench::config::{Collector, Config, DirtySource, Mode};
 use crate::bench::model::{GuestCounts, Outcome, Report};
 use crate::bench::preflight::{self, Ready};
-use crate::bench::{Candidate, Plan, build_needed, workload};
+use crate::bench::{Candidate, Plan, build_needed, require_one, workload};
 use crate::build;
 use crate::cli::{DEFAULT_PAUSE_MS, PaperArgs};
 use crate::run::{dune, record};
@@ -94,15 +94,7 @@ pub(super) fn prepare(layout: &Layout, args: &PaperArgs, guest: &Guest) -> Resul
             Candidate { config: *config, setting: None, ready }
         })
         .collect();
-    if candidates.iter().all(|candidate| candidate.ready.is_err()) {
-        let why: Vec<_> = candidates
-            .iter()
-            .filter_map(|c| Some(format!("{}: {}", c.name(), c.ready.as_ref().err()?)))
-            .collect();
-        return Err(Error::new(ErrorKind::Missing, "no collector can be run here")
-            .tried(why.join("\n"))
-            .remedy("barchan build"));
-    }
+    require_one(&candidates, "no collector can be run here")?;
     Ok(Prepared { plan, candidates, _records: records })
 }
 
