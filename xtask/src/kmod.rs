@@ -135,6 +135,8 @@ fn build(series: Series) -> anyhow::Result<PathBuf> {
         let mut make = Command::new("make");
         make.arg("-C").arg(&dir).arg(format!("KDIR={}", kernel.build_dir().display()));
         make.args(sparse.then_some("C=2")).arg(target);
+        // Debian's headers say so themselves.
+        make.args((series == Series::Debug).then_some("CC=gcc-12"));
         quietly(&mut make, &dir, what)?;
     }
     let mut make = Command::new("make");
