@@ -15,6 +15,7 @@ static const char *const names[DUNE_STATS] = {
 	[DUNE_STAT_ENTRIES] = "entries",
 	[DUNE_STAT_EXITS_USER] = "exits_to_user",
 	[DUNE_STAT_INTERRUPTS] = "external_interrupts",
+	[DUNE_STAT_NMIS] = "nmi_exits",
 	[DUNE_STAT_FAULTS] = "faults_mapped",
 	[DUNE_STAT_FAULTS_LARGE] = "faults_mapped_large",
 	[DUNE_STAT_FAULTS_RETRIED] = "faults_retried",

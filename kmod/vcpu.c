@@ -56,10 +56,13 @@ static int handle_exception(struct dune_vcpu *vcpu)
 {
 	u32 type = vcpu->event_info & INTR_INFO_INTR_TYPE_MASK;
 
-	/* dune_enter has given it to the host. */
-	if (type == INTR_TYPE_NMI_INTR ||
-	    (type == INTR_TYPE_HARD_EXCEPTION &&
-	     (vcpu->event_info & INTR_INFO_VECTOR_MASK) == X86_TRAP_MC))
+	/* dune_enter has given these to the host. */
+	if (type == INTR_TYPE_NMI_INTR) {
+		dune_count(DUNE_STAT_NMIS);
+		return 0;
+	}
+	if (type == INTR_TYPE_HARD_EXCEPTION &&
+	    (vcpu->event_info & INTR_INFO_VECTOR_MASK) == X86_TRAP_MC)
 		return 0;
 	WRITE_ONCE(vcpu->run->event_info, vcpu->event_info);
 	WRITE_ONCE(vcpu->run->event_error,

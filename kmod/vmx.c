@@ -41,6 +41,7 @@ static DEFINE_PER_CPU(bool, vmx_on);
 static DEFINE_MUTEX(users_lock);
 static int users;
 static int hotplug_state;
+static bool rebooting;
 
 bool dune_vmx_on(void)
 {
@@ -233,6 +234,8 @@ static int cpu_on_irqs_off(void)
 	struct page *region = this_cpu_read(vmxon_region);
 	int r;
 
+	if (READ_ONCE(rebooting))
+		return -ESHUTDOWN;
 	if (__read_cr4() & X86_CR4_VMXE)
 		return -EBUSY;
 	intel_pt_handle_vmx(1);
@@ -284,7 +287,7 @@ static int cpu_starting(unsigned int cpu)
 		pr_err("dune: CPU %u is in VMX operation already: a hypervisor (kvm_intel) has VMs, or keeps it on; end its VMs, or unload it\n",
 		       cpu);
 	else if (r)
-		pr_err("dune: VMXON failed on CPU %u\n", cpu);
+		pr_err("dune: VMX cannot be turned on on CPU %u (error %d)\n", cpu, r);
 	return r;
 }
 
@@ -354,9 +357,10 @@ static void reboot_off(void *unused)
 	cpu_off();
 }
 
-/* In VMX operation a CPU ignores INIT, which a warm reboot needs. */
+/* In VMX operation a CPU ignores INIT, which a warm reboot needs: it goes off, for good. */
 static int dune_reboot(struct notifier_block *nb, unsigned long action, void *data)
 {
+	WRITE_ONCE(rebooting, true);
 	on_each_cpu(reboot_off, NULL, 1);
 	return NOTIFY_OK;
 }

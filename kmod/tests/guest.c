@@ -111,7 +111,7 @@ void default_state(const struct vm *vm, struct dune_state *state, bool user)
 	state->idt = (struct dune_table){ .base = (uintptr_t)vm->idt, .limit = 0xfff };
 	state->cr0 = 0x80010033;
 	state->cr3 = (uintptr_t)vm->pml4;
-	state->cr4 = (1 << 5) | (1 << 7) | (1 << 9) | (1 << 10) | (1 << 16);
+	state->cr4 = (1 << 5) | (1 << 7) | (1 << 9) | (1 << 10) | (1 << 16) | (1 << 18);
 	state->cr4 &= vm->info.cr4;
 	state->efer = 0xd01;
 	state->star = (uint64_t)0x13 << 48 | (uint64_t)KERNEL_CS << 32;

@@ -8,10 +8,12 @@
 #define GUEST_H
 
 #include <linux/dune.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/types.h>
 
 #define FOUR_GIB	(1ULL << 32)
 #define KERNEL_CS	0x08
@@ -54,7 +56,7 @@ struct test {
 	void (*run)(void);
 };
 extern const struct test reject_tests[], run_tests[], host_tests[], memory_tests[], signal_tests[],
-	pml_tests[], smp_tests[], fuzz_tests[], count_tests[];
+	pml_tests[], smp_tests[], event_tests[], fuzz_tests[], count_tests[];
 
 /* guest.c */
 void *low_pages(size_t bytes);
@@ -68,6 +70,27 @@ int vcpu_run(struct vcpu *vcpu);
 void run_to(struct vcpu *vcpu, uint32_t exit_reason);
 uint64_t statistic(const char *name);
 void set_gate(struct vm *vm, int vector, void (*handler)(void), bool user);
+
+/* A thread with a vCPU whose guest counts. */
+struct runner {
+	struct vm *vm;
+	pthread_t thread;
+	int cpu;			/* where it begins */
+	volatile uint64_t *counter;	/* where its guest counts */
+	void (*entry)(uint64_t);
+	uint32_t ring_entries;
+	struct vcpu vcpu;
+	volatile pid_t tid;
+	volatile uint64_t stalls;	/* memory exits that it has taken */
+	volatile uint64_t released;	/* of which it may leave so many behind */
+};
+
+/* runner.c */
+void pin(pid_t tid, int cpu);
+void need_two_cpus(void);
+void start_runner(struct vm *vm, struct runner *r, int cpu, void (*entry)(uint64_t),
+		  volatile uint64_t *counter);
+void wait_for_progress(volatile const uint64_t *counter);
 
 /* stubs.S */
 void stub_syscall(void);	/* LSTAR: VMCALL, SYSRET */

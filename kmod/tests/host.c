@@ -36,6 +36,18 @@ static void run_a_guest(void)
 	run_to(&vcpu, DUNE_EXIT_VMCALL);
 }
 
+/* LDT_SELECTOR is a data segment from there on. */
+static void make_an_ldt(const void *data)
+{
+	struct user_desc desc = {
+		.entry_number = 0, .base_addr = (uintptr_t)data, .limit = 0xfffff,
+		.seg_32bit = 1, .limit_in_pages = 1, .useable = 1,
+	};
+
+	if (syscall(SYS_modify_ldt, 1, &desc, sizeof(desc)))
+		skip("no modify_ldt in this kernel");
+}
+
 /*
  * An exit leaves LDTR and the data segments null. A process that has an LDT,
  * and selectors of it in its registers, finds both again.
@@ -43,18 +55,13 @@ static void run_a_guest(void)
 static void the_ldt_and_the_segments_are_restored(void)
 {
 	uint32_t *data = low_pages(PAGE);
-	struct user_desc desc = {
-		.entry_number = 0, .base_addr = (uintptr_t)data, .limit = 0xfffff,
-		.seg_32bit = 1, .limit_in_pages = 1, .useable = 1,
-	};
 	uint16_t ds, es, gs;
 	uint32_t value, old;
 	int i;
 
 	vm_open(&vm, 0);
 	vcpu_open(&vm, &vcpu, 0);
-	if (syscall(SYS_modify_ldt, 1, &desc, sizeof(desc)))
-		skip("no modify_ldt in this kernel");
+	make_an_ldt(data);
 	data[3] = 4711;
 	for (i = 0; i < 5; i++) {
 		asm volatile("mov %0, %%ds; mov %0, %%es; mov %0, %%gs" : : "r" (LDT_SELECTOR));
@@ -78,17 +85,12 @@ static void the_ldt_and_the_segments_are_restored(void)
 static void the_fs_segment_is_restored(void)
 {
 	uint32_t *data = low_pages(PAGE);
-	struct user_desc desc = {
-		.entry_number = 0, .base_addr = (uintptr_t)data, .limit = 0xfffff,
-		.seg_32bit = 1, .limit_in_pages = 1, .useable = 1,
-	};
 	uint64_t base, value, selector;
 	long r;
 
 	vm_open(&vm, 0);
 	vcpu_open(&vm, &vcpu, 0);
-	if (syscall(SYS_modify_ldt, 1, &desc, sizeof(desc)))
-		skip("no modify_ldt in this kernel");
+	make_an_ldt(data);
 	*(uint64_t *)(data + 2) = 0x1122334455667788;
 	vcpu_start(&vcpu, true, guest_calls, 1);
 	asm volatile("rdfsbase %[base]\n\t"

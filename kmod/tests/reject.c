@@ -9,7 +9,9 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/klog.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -341,6 +343,47 @@ static void a_vcpu_that_runs(void)
 	check_errno(ioctl(vcpu.fd, DUNE_VCPU_GET_STATE, &state), EBUSY);
 }
 
+/* A system call as a 32-bit program makes it. */
+static int call_32(int number, int fd, unsigned int call, void *argument)
+{
+	int r;
+
+	asm volatile("int $0x80"
+		     : "=a" (r) : "0" (number), "b" (fd), "c" (call), "d" ((uint32_t)(uintptr_t)argument)
+		     : "memory", "r8", "r9", "r10", "r11");
+	return r;
+}
+
+/* A 32-bit process cannot have the address space that it would need: no call of its is taken. */
+static void calls_of_32_bit_programs(void)
+{
+	void *page = low_pages(4096);
+
+	vm_open(&vm, 0);
+	vcpu_open(&vm, &vcpu, 0);
+	if (call_32(20, 0, 0, NULL) != getpid())
+		skip("this kernel takes no 32-bit system calls");
+	check_eq(call_32(54, vm.device, DUNE_GET_INFO, page), -ENOTTY);
+	check_eq(call_32(54, vm.device, DUNE_CREATE_VM, page), -ENOTTY);
+	check_eq(call_32(54, vm.fd, DUNE_VM_MAP_WINDOW, page), -ENOTTY);
+	check_eq(call_32(54, vcpu.fd, DUNE_VCPU_RUN, NULL), -ENOTTY);
+	check_eq(call_32(54, vcpu.fd, DUNE_VCPU_GET_STATE, page), -ENOTTY);
+}
+
+/* On a machine without VT-x: an error, a line that says why, and nothing is left. */
+static void load_without_vtx(void)
+{
+	static char log[1 << 18];
+	int fd = open("/dune.ko", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		skip("there is no /dune.ko to load");
+	check_errno(syscall(SYS_finit_module, fd, "", 0), ENODEV);
+	check(klogctl(3, log, sizeof(log) - 1) > 0);
+	check(strstr(log, "dune: this CPU has no VT-x"));
+	check(access("/sys/module/dune", F_OK));
+}
+
 #define TEST(name)	{ "reject_" #name, name }
 const struct test reject_tests[] = {
 	TEST(unknown_calls),
@@ -354,5 +397,7 @@ const struct test reject_tests[] = {
 	TEST(mappings),
 	TEST(another_process),
 	TEST(a_vcpu_that_runs),
+	TEST(calls_of_32_bit_programs),
+	{ "load_without_vtx", load_without_vtx },
 	{ NULL, NULL },
 };

@@ -197,6 +197,25 @@ static void privileged_instructions_exit(void)
 	}
 }
 
+static void guest_vmfunc(uint64_t index)
+{
+	asm volatile("vmfunc" : : "a" (0), "c" (index));
+}
+
+/* There is one EPT, and no switching to another (VMFUNC 0): from either ring it is not an instruction. */
+static void vmfunc_is_undefined(void)
+{
+	int user;
+
+	open_one(false, guest_hlt, 0);
+	for (user = 0; user < 2; user++) {
+		vcpu_start(&vcpu, user, guest_vmfunc, 1);
+		vcpu.run->exceptions = 1 << 6;
+		run_to(&vcpu, DUNE_EXIT_EXCEPTION);
+		check_eq(vcpu.run->event_info & 0xff, 6);
+	}
+}
+
 static void exceptions_exit_when_asked_for(void)
 {
 	open_one(true, (void (*)(uint64_t))0x10, 0);
@@ -332,6 +351,56 @@ static void xsave_images_go_in_and_out(void)
 	check_eq(vcpu.run->regs.rbx, 99);
 }
 
+/* Uses AVX; the halves of a YMM register over an exit. */
+static void guest_ymm(uint64_t value)
+{
+	uint64_t low, high;
+
+	asm volatile("vmovq %2, %%xmm7\n\t"
+		     "vpunpcklqdq %%xmm7, %%xmm7, %%xmm7\n\t"
+		     "vinsertf128 $1, %%xmm7, %%ymm7, %%ymm7\n\t"
+		     "mov $1, %%eax\n\t"
+		     "vmcall\n\t"
+		     "vmovq %%xmm7, %0\n\t"
+		     "vextractf128 $1, %%ymm7, %%xmm7\n\t"
+		     "vmovq %%xmm7, %1"
+		     : "=&r" (low), "=&r" (high) : "r" (value) : "rax", "xmm7");
+	asm volatile("vmcall" : : "a" (DONE_CALL), "b" (low ^ high), "D" (value));
+	__builtin_unreachable();
+}
+
+/* XCR0 is the VM's: with AVX its registers are kept, without it AVX is no instruction. The host has its own. */
+static void xcr0_is_the_vms(void)
+{
+	struct dune_vm_config config = { .xcr0 = 3 };
+	struct dune_window window = { .size = FOUR_GIB };
+	uint64_t mine[4] = { 1, 2, 3, 4 }, out[4];
+
+	open_one(true, guest_ymm, 0x1234);
+	printf("# XCR0 %#llx\n", vm.info.xcr0);
+	if (!(vm.info.xcr0 & 4))
+		skip("no AVX here");
+	asm volatile("vmovdqu %0, %%ymm7" : : "m" (mine) : "xmm7");
+	run_to(&vcpu, DUNE_EXIT_VMCALL);
+	asm volatile("vmovdqu %%ymm7, %0" : "=m" (out));
+	check(!memcmp(out, mine, sizeof(out)));
+	run_to(&vcpu, DUNE_EXIT_VMCALL);
+	check_eq(vcpu.run->regs.rax, DONE_CALL);
+	check_eq(vcpu.run->regs.rbx, 0);
+
+	vm.fd = ioctl(vm.device, DUNE_CREATE_VM, &config);
+	check(vm.fd >= 0);
+	check(!ioctl(vm.fd, DUNE_VM_MAP_WINDOW, &window));
+	vcpu_open(&vm, &vcpu, 0);
+	vcpu_start(&vcpu, true, guest_ymm, 0x1234);
+	vcpu.run->exceptions = 1 << 6;
+	asm volatile("vmovdqu %0, %%ymm7" : : "m" (mine) : "xmm7");
+	run_to(&vcpu, DUNE_EXIT_EXCEPTION);
+	asm volatile("vmovdqu %%ymm7, %0" : "=m" (out));
+	check_eq(vcpu.run->event_info & 0xff, 6);
+	check(!memcmp(out, mine, sizeof(out)));
+}
+
 static void segment_bases_are_the_guests_own(void)
 {
 	struct dune_state state;
@@ -413,6 +482,7 @@ const struct test run_tests[] = {
 	TEST(a_syscall_goes_to_ring_0_and_back),
 	TEST(a_page_fault_goes_to_a_ring_3_handler),
 	TEST(privileged_instructions_exit),
+	TEST(vmfunc_is_undefined),
 	TEST(exceptions_exit_when_asked_for),
 	TEST(an_injected_fault_is_delivered),
 	TEST(an_interrupted_delivery_is_taken_up_again),
@@ -421,6 +491,7 @@ const struct test run_tests[] = {
 	TEST(a_refused_event_does_not_come_later),
 	TEST(fpu_state_is_kept_and_apart),
 	TEST(xsave_images_go_in_and_out),
+	TEST(xcr0_is_the_vms),
 	TEST(segment_bases_are_the_guests_own),
 	TEST(vcpus_of_threads_share_the_memory),
 	TEST(vcpus_come_and_go),

@@ -28,82 +28,8 @@
 #define PAGE	4096UL
 #define GUESTS	3
 
-/* A thread with a vCPU whose guest counts. */
-struct runner {
-	pthread_t thread;
-	int cpu;			/* where it begins */
-	volatile uint64_t *counter;	/* where its guest counts */
-	void (*entry)(uint64_t);
-	uint32_t ring_entries;
-	struct vcpu vcpu;
-	volatile pid_t tid;
-	volatile uint64_t stalls;	/* memory exits that it has taken */
-	volatile uint64_t released;	/* of which it may leave so many behind */
-};
-
 static struct vm vm;
 static struct runner runners[GUESTS];
-
-static void pin(pid_t tid, int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	check(!sched_setaffinity(tid, sizeof(set), &set));
-}
-
-static void need_two_cpus(void)
-{
-	cpu_set_t set;
-
-	check(!sched_getaffinity(0, sizeof(set), &set));
-	if (!CPU_ISSET(0, &set) || !CPU_ISSET(1, &set))
-		skip("this takes two CPUs: cargo xtask kmod --cpus 2");
-}
-
-static void *run_counting(void *argument)
-{
-	struct runner *r = argument;
-
-	if (r->cpu >= 0)
-		pin(0, r->cpu);
-	vcpu_open(&vm, &r->vcpu, r->ring_entries);
-	vcpu_start(&r->vcpu, true, r->entry, (uintptr_t)r->counter);
-	r->tid = syscall(SYS_gettid);
-	for (;;) {
-		if (vcpu_run(&r->vcpu) < 0) {
-			check_eq(errno, EINTR);
-			continue;
-		}
-		/* A guest that calls has found something wrong. */
-		check_eq(r->vcpu.run->exit_reason, DUNE_EXIT_MEMORY);
-		__atomic_add_fetch(&r->stalls, 1, __ATOMIC_SEQ_CST);
-		while (r->released < r->stalls)
-			sched_yield();
-	}
-	return NULL;
-}
-
-static void start_runner(struct runner *r, int cpu, void (*entry)(uint64_t),
-			 volatile uint64_t *counter)
-{
-	r->cpu = cpu;
-	r->entry = entry;
-	r->counter = counter;
-	check(!pthread_create(&r->thread, NULL, run_counting, r));
-	while (!r->tid)
-		sched_yield();
-}
-
-/* Until the counter, wherever it can be seen, has gone on. */
-static void wait_for_progress(volatile const uint64_t *counter)
-{
-	uint64_t seen = *counter;
-
-	while (*counter == seen)
-		sched_yield();
-}
 
 static void wait_for_stalls(int count, uint64_t n)
 {
@@ -149,7 +75,7 @@ static volatile uint64_t *two_counting(int fd, volatile uint64_t **alias)
 	*alias = map_page(NULL, fd, 0);
 	check((uintptr_t)*alias >= FOUR_GIB);
 	for (i = 0; i < 2; i++)
-		start_runner(&runners[i], i, guest_spin, page + 8 * i);
+		start_runner(&vm, &runners[i], i, guest_spin, page + 8 * i);
 	return page;
 }
 
@@ -218,7 +144,7 @@ static void an_unmapped_window_is_gone_on_both_cpus(void)
 	gone.hva = 0;
 	check(!ioctl(vm.fd, DUNE_VM_MAP_WINDOW, &w));
 	for (i = 0; i < 2; i++)
-		start_runner(&runners[i], i, guest_spin, (void *)(alias + 64 * i));
+		start_runner(&vm, &runners[i], i, guest_spin, (void *)(alias + 64 * i));
 	for (round = 1; round <= 30; round++) {
 		wait_for_progress(page);
 		wait_for_progress(page + 8);
@@ -259,7 +185,7 @@ static void cleared_pages_are_logged_again_on_the_other_cpu(void)
 	pin(0, 0);
 	vm_open(&vm, DUNE_FEATURE_PML);
 	runners[0].ring_entries = 1024;
-	start_runner(&runners[0], 1, guest_spin, page);
+	start_runner(&vm, &runners[0], 1, guest_spin, page);
 	for (round = 1; round <= 200; round++) {
 		uint64_t seen = *page;
 
@@ -281,7 +207,7 @@ static void a_fork_while_both_run_is_a_snapshot(void)
 	need_two_cpus();
 	vm_open(&vm, 0);
 	for (i = 0; i < 2; i++)
-		start_runner(&runners[i], i, guest_spin, page + 8 * i);
+		start_runner(&vm, &runners[i], i, guest_spin, page + 8 * i);
 	for (round = 0; round < 20; round++) {
 		uint64_t before[2] = { page[0], page[8] };
 
@@ -319,7 +245,7 @@ static void vcpus_move_between_cpus(void)
 		fds[i] = file_page();
 		pages[i] = map_page(NULL, fds[i], MAP_32BIT);
 		alias[i] = map_page(NULL, fds[i], 0);
-		start_runner(&runners[i], i & 1, guest_keeps, pages[i]);
+		start_runner(&vm, &runners[i], i & 1, guest_keeps, pages[i]);
 	}
 	for (round = 0; round < 150; round++) {
 		i = rand_r(&seed) % GUESTS;
@@ -385,7 +311,7 @@ static void kill_9_while_both_run(void)
 		if (!child) {
 			vm_open(&vm, 0);
 			for (i = 0; i < 2; i++)
-				start_runner(&runners[i], i, guest_spin, shared + 8 * i);
+				start_runner(&vm, &runners[i], i, guest_spin, shared + 8 * i);
 			for (;;) {
 				char *p = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE,
 					       MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
@@ -423,7 +349,7 @@ static void rmmod_is_refused_while_in_use(void)
 		skip("only root may try to unload a module");
 	vcpu_open(&vm, &vcpu, 0);
 	for (i = 0; i < 2; i++)
-		start_runner(&runners[i], i, guest_spin, page + 8 * i);
+		start_runner(&vm, &runners[i], i, guest_spin, page + 8 * i);
 	for (i = 0; i < 20; i++) {
 		wait_for_progress(page);
 		wait_for_progress(page + 8);
@@ -477,7 +403,7 @@ static void a_cpu_goes_and_comes_back(void)
 	need_two_cpus();
 	vm_open(&vm, 0);
 	for (i = 0; i < 2; i++)
-		start_runner(&runners[i], i, guest_spin, page + 8 * i);
+		start_runner(&vm, &runners[i], i, guest_spin, page + 8 * i);
 	for (round = 0; round < 3; round++) {
 		wait_for_progress(page);
 		wait_for_progress(page + 8);

@@ -90,6 +90,10 @@ fn steps() -> anyhow::Result<Vec<(&'static str, u64, Command)>> {
     // In emulation: the module is tested on every machine, and fetches what it needs itself.
     let mut module = Command::new(std::env::current_exe()?);
     module.arg("kmod");
+    // What takes two CPUs, on one kernel.
+    let mut module_smp = Command::new(std::env::current_exe()?);
+    module_smp.args(["kmod", "--skip-setup", "--kernel", "6.12", "--cpus", "2"]);
+    module_smp.args(["--", "smp_", "event_"]);
     // The model checker's own atomics: all is built again, into a directory of its own.
     let mut loom = cargo::cargo(&["test", "-p", "dune", "--test", "shootdown_loom", "--release"])?;
     loom.args(["--target-dir", "target/loom"]).env("RUSTFLAGS", "--cfg loom");
@@ -106,6 +110,7 @@ fn steps() -> anyhow::Result<Vec<(&'static str, u64, Command)>> {
         ("loom", 10, loom),
         ("workloads", 15, workloads),
         ("kmod", 20, module),
+        ("kmod-smp", 15, module_smp),
         (NATIVE, 10, suite("native", None)?),
         ("tcg-6.1", 10, suite("tcg", Some(Series::V6_1))?),
         ("tcg-6.12", 10, suite("tcg", Some(Series::V6_12))?),

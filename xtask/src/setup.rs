@@ -55,6 +55,7 @@ const GUEST: &[Package] = &[
     ("binutils", "strips what goes into a guest"),
     ("make", "builds kernel modules"),
     ("gcc-12", "builds kernel modules, as Debian builds its kernels"),
+    ("sparse", "checks kernel modules"),
     ("pahole", "building a module for Linux 6.12 calls it"),
 ];
 

@@ -17,7 +17,7 @@ const CONFIG: &str = include_str!("debug.config");
 const PACKAGE: &str = "linux-source-6.1";
 
 /// The release of the debug kernel in `dir`, built if it is not there or its configuration changed.
-pub(crate) fn built(dir: &Path, guest: &Path) -> anyhow::Result<String> {
+pub(crate) fn built(dir: &Path) -> anyhow::Result<String> {
     let (stamp, config) = (dir.join("release"), dir.join("config"));
     if let (Ok(release), Ok(used)) = (fs::read_to_string(&stamp), fs::read_to_string(&config)) {
         if used == CONFIG {
@@ -29,7 +29,7 @@ pub(crate) fn built(dir: &Path, guest: &Path) -> anyhow::Result<String> {
     fs::remove_file(&stamp).ok();
     let source = dir.join(PACKAGE);
     if !source.join("Makefile").exists() {
-        fetch_source(dir, guest)?;
+        fetch_source(dir)?;
     }
     let build = dir.join("build");
     fs::create_dir_all(&build).with_context(|| format!("cannot make {}", build.display()))?;
@@ -54,10 +54,10 @@ pub(crate) fn built(dir: &Path, guest: &Path) -> anyhow::Result<String> {
     Ok(release)
 }
 
-fn fetch_source(dir: &Path, guest: &Path) -> anyhow::Result<()> {
+fn fetch_source(dir: &Path) -> anyhow::Result<()> {
     fs::remove_dir_all(dir).ok();
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    Apt::update(guest.join("apt"))?.unpack(&[PACKAGE.to_owned()], dir)?;
+    Apt::update(dir.join("apt"))?.unpack(&[PACKAGE.to_owned()], dir)?;
     let archive = dir.join("usr/src").join(format!("{PACKAGE}.tar.xz"));
     let status = Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(dir).status();
     if !status.context("cannot start tar")?.success() {

@@ -23,6 +23,8 @@ hostname guest
 stty -F /dev/ttyS1 115200 raw -echo
 stty -F /dev/ttyS2 115200 raw -echo
 exec </dev/null >/dev/ttyS1 2>&1
+# A console that nobody has open forgets its settings in a suspend.
+sleep 86400 >/dev/ttyS0 &
 
 . /guest/settings
 say() {

@@ -64,12 +64,14 @@ impl Kernel {
         let dir = guest.join("kernel").join(series.name());
         let stamp = dir.join("release");
         fs::create_dir_all(&guest).with_context(|| format!("cannot make {}", guest.display()))?;
-        // Several tests may want it at once; the lock goes with the descriptor.
-        let lock = fs::File::create(guest.join("lock")).context("cannot make a lock file")?;
+        // Several tests may want it at once; the lock goes with the descriptor. Building takes long, and nobody who
+        // wants another kernel shall wait for it.
+        let name = if series == Series::Debug { "lock-debug" } else { "lock" };
+        let lock = fs::File::create(guest.join(name)).context("cannot make a lock file")?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
-            .context("cannot lock build/guest/lock")?;
+            .with_context(|| format!("cannot lock build/guest/{name}"))?;
         if series == Series::Debug {
-            let release = debug_kernel::built(&dir, &guest)?;
+            let release = debug_kernel::built(&dir)?;
             return Ok(Self { release, dir });
         }
         if let Ok(release) = fs::read_to_string(&stamp) {
