@@ -208,6 +208,12 @@ pub(crate) fn part_at(rip: u64) -> Option<Part> {
     }
 }
 
+/// Whether there is no other handler than this one.
+pub(crate) fn free_for(handler: FaultHandler) -> bool {
+    let now = HANDLER.load(Ordering::Acquire);
+    now == 0 || now == handler as usize
+}
+
 /// Whether there is a handler.
 pub(crate) fn handled() -> bool {
     HANDLER.load(Ordering::Acquire) != 0

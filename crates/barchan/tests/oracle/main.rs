@@ -312,6 +312,16 @@ fn guest_pte() {
 }
 
 #[test]
+fn guest_tlb() {
+    passes(Source::GuestTlb);
+}
+
+#[test]
+fn guest_direct() {
+    passes(Source::GuestDirect);
+}
+
+#[test]
 fn pagemap_scan() {
     passes(Source::PagemapScan);
 }
@@ -340,7 +350,7 @@ fn all_dirty() {
 fn a_tracker_that_drops_one_page_is_caught() {
     let _alone = alone();
     for source in Source::ALL.into_iter().filter(|source| *source != Source::AllDirty) {
-        if common::is_in_guest_mode() && source != Source::GuestPte {
+        if common::is_in_guest_mode() && !source.needs_guest_mode() {
             continue; // Its rounds are many system calls, and too few in the time there is.
         }
         let Some(tracker) = tracker(source) else { continue };
