@@ -139,7 +139,7 @@ fn doctor_speaks_json_and_tells_every_source() {
             assert!(source["why"].is_string() && source["kind"].is_string(), "{source}");
         }
     }
-    assert_eq!(sources[5]["available"], true, "all-dirty works everywhere");
+    assert_eq!(sources[7]["available"], true, "all-dirty works everywhere");
     assert!(report["best"].is_string());
     assert!(report["machine"]["kernel"].is_string());
     let guest = &report["guest_mode"];
