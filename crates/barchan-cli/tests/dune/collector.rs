@@ -23,10 +23,9 @@ fn built() -> bool {
     built
 }
 
-/// Runs a command on the patched collector in guest mode, which must end well; its output, and what its first
-/// process did.
+/// Runs a command on the patched collector in guest mode, which must end well; its output.
 #[track_caller]
-fn run(command: &[&str], source: &str, mode: &str) -> (String, Value) {
+fn run(command: &[&str], source: &str, mode: &str) -> String {
     let directory = tempfile::tempdir().expect("a directory");
     let stats = directory.path().join("stats.json");
     let output = finish(
@@ -42,10 +41,10 @@ fn run(command: &[&str], source: &str, mode: &str) -> (String, Value) {
     let text = std::fs::read(&stats).expect("written");
     let stats: Value = serde_json::from_slice(&text).expect("JSON");
     assert!(stats["guest_processes"][0]["exits"].as_u64() > Some(0), "{stats}");
-    let process = stats["processes"][0].clone();
+    let process = &stats["processes"][0];
     assert_eq!(process["source"], source, "{stats}");
     assert!(process["dirty_bits"]["pages_armed"].as_u64() > Some(0), "{stats}");
-    (output.stdout, process)
+    output.stdout
 }
 
 #[test]
@@ -61,15 +60,10 @@ fn the_collector_on_the_guests_page_tables() {
     let command = [workload, "--scale", "0.1", "--stretch-depth", "15", "--long-depth", "13"];
     let command = [&command[..], &["--max-depth", "12", "--json"]].concat();
     for (source, mode) in SOURCES.into_iter().flat_map(|s| MODES.map(|mode| (s, mode))) {
-        let (printed, process) = run(&command, source, mode);
+        let printed = run(&command, source, mode);
         let result: Value = serde_json::from_str(&printed).expect("one line of JSON");
         assert_eq!(result["ok"], true, "it checks its own results: {result}");
         assert_eq!(result["incremental"], true, "{result}");
-        let faults = &process["dirty_bits"]["faults"];
-        match source {
-            "guest-pte" => assert!(faults.is_null(), "the processor sets the bits: {process}"),
-            _ => assert!(faults.as_u64() > Some(0), "writes are faults: {process}"),
-        }
     }
 }
 
@@ -85,7 +79,7 @@ fn prints_the_same(command: &[&str]) {
     assert!(native.stdout.len() > 200, "natively it prints next to nothing: {}", native.stdout);
     let sources = if asked_runs().is_some() { &SOURCES[..] } else { &SOURCES[..1] };
     for (source, mode) in sources.iter().flat_map(|s| MODES.map(|mode| (s, mode))) {
-        let (printed, _) = run(command, source, mode);
+        let printed = run(command, source, mode);
         assert!(printed == native.stdout, "{source}, {mode}: another output: {printed}");
         println!("{} on {source}, {mode}: same output", command[0]);
     }
