@@ -45,6 +45,7 @@ mod calls;
 mod process;
 mod signals;
 mod space;
+mod stores;
 mod sys;
 
 pub use process::enter::{EnterError, enter, entered};
