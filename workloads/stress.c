@@ -36,7 +36,7 @@
 #define CHILD_OPERATIONS 3000
 #define LARGEST 200000
 
-static uint64_t threads = 2, operations = 400000, duration_s = 0, seed = 1;
+static uint64_t threads = 2, operations = 400000, duration_s = 0, seed = 1, pause_us = 0;
 static bool late;
 
 /* What a lane owns in the heap: the only root of it all is `lanes[l].graph`. */
@@ -557,6 +557,10 @@ static void run(void)
     uint64_t efaults = 0, forks = 0, done = 0;
 
     clock_gettime(CLOCK_MONOTONIC, &started);
+    if (pause_us > 0) { /* the variable GC_PAUSE_TIME_TARGET has whole milliseconds */
+        struct GC_timeval_s limit = {pause_us / 1000, pause_us % 1000 * 1000};
+        GC_set_time_limit_tv(limit);
+    }
     node_init();
     parcels = wl_alloc(PARCELS * sizeof *parcels);
     for (uint64_t i = 0; i < threads; i++)
@@ -604,6 +608,8 @@ static void prepare(double scale)
     wl_param_u64("threads", threads);
     wl_param_u64(duration_s > 0 ? "seconds" : "operations", duration_s > 0 ? duration_s : operations);
     wl_param_u64("seed", seed);
+    if (pause_us > 0)
+        wl_param_u64("pause_us", pause_us);
 }
 
 static const struct wl_option options[] = {
@@ -615,6 +621,8 @@ static const struct wl_option options[] = {
      .help = "run so long instead (0: as many operations as said)"},
     {.name = "seed", .kind = WL_U64, .value = &seed, .max = UINT64_MAX / MAX_LANES - 1,
      .placeholder = "S", .help = "start of the sequences of operations"},
+    {.name = "pause-us", .kind = WL_U64, .value = &pause_us, .max = 1000000, .placeholder = "N",
+     .help = "limit of a pause, in microseconds (0: GC_PAUSE_TIME_TARGET's)"},
     {.name = "late", .kind = WL_FLAG, .value = &late,
      .help = "call GC_enable_incremental after an eighth of the run"},
 };

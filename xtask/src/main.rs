@@ -8,6 +8,7 @@
 //! | `guest` | tests where virtualization is, real or emulated |
 //! | `header` | the C header, generated again |
 //! | `kmod` | the kernel module: built and tested |
+//! | `stress` | the collector's long run |
 //! | `step` | running a program with a time limit |
 //! | `tally` | counting tests in what they print |
 //! | `cargo` | calling the cargo that runs us |
@@ -25,6 +26,7 @@ mod header;
 mod kmod;
 mod setup;
 mod step;
+mod stress;
 mod tally;
 
 use std::process::ExitCode;
@@ -63,6 +65,8 @@ enum Command {
     GuestTest(Box<guest::Args>),
     /// Generate crates/barchan-c/include/barchan.h from the sources
     Header,
+    /// Run the mutator that notices one lost object, on every setting of the collector
+    Stress(stress::Args),
     /// Build the kernel module against every kernel, and run its selftests in Bochs
     Kmod(kmod::Args),
 }
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Command::Ci(args) => ci::command(&args),
         Command::GuestTest(args) => guest::command(&args),
         Command::Header => header::command(),
+        Command::Stress(args) => stress::command(&args),
         Command::Kmod(args) => kmod::command(&args),
     };
     done.unwrap_or_else(|error| {

@@ -43,6 +43,19 @@ pub(crate) fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
 /// Runs `command` for at most `limit`; each line of its standard output is printed and handed
 /// to `line`.
 pub(crate) fn run(
+    command: Command,
+    limit: Duration,
+    interrupted: &AtomicBool,
+    mut line: impl FnMut(&str),
+) -> anyhow::Result<End> {
+    run_quietly(command, limit, interrupted, |text| {
+        println!("{text}");
+        line(text);
+    })
+}
+
+/// As [`run`], but nothing is printed.
+pub(crate) fn run_quietly(
     mut command: Command,
     limit: Duration,
     interrupted: &AtomicBool,
@@ -61,10 +74,7 @@ pub(crate) fn run(
     let end = loop {
         if open {
             match lines.recv_timeout(TICK) {
-                Ok(text) => {
-                    println!("{text}");
-                    line(&text);
-                }
+                Ok(text) => line(&text),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => open = false,
             }
@@ -86,7 +96,6 @@ pub(crate) fn run(
         }
     };
     while let Ok(text) = lines.recv_timeout(TICK) {
-        println!("{text}");
         line(&text);
     }
     Ok(end)

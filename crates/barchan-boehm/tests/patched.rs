@@ -121,6 +121,7 @@ fn switches_off_what_is_named_and_reports_what_is_not_known() {
         "young-runs",
         "heat",
         "lift",
+        "preclean",
     ];
     let log = log_of_incremental_run("GC_BARCHAN_OFF", &names.join(","));
     for name in names {
