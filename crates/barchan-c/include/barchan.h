@@ -83,6 +83,14 @@ typedef enum barchan_source {
    * The guest's page tables, in a process in guest mode (barchan run --dune).
    */
   BARCHAN_SOURCE_GUEST_PTE = 6,
+  /**
+   * Protection in the guest's page tables, single pages flushed (for comparison; never chosen).
+   */
+  BARCHAN_SOURCE_GUEST_TLB = 7,
+  /**
+   * The same, with whole TLBs flushed.
+   */
+  BARCHAN_SOURCE_GUEST_DIRECT = 8,
 } barchan_source;
 
 /**
@@ -161,8 +169,8 @@ uint32_t barchan_version(void);
  * Opens a tracker into *out.
  *
  * BARCHAN_SOURCE_AUTO: what BARCHAN_TRACKER in the environment names (guest-pte, pagemap-scan,
- * userfaultfd, soft-dirty, mprotect, all-dirty, auto), or else the best that works when tried. A source that is
- * forced and not there is an error, whose text says why and what would give it.
+ * userfaultfd, soft-dirty, guest-tlb, guest-direct, mprotect, all-dirty, auto), or else the best that works when
+ * tried. A source that is forced and not there is an error, whose text says why and what would give it.
  *
  * # Safety
  * `out` is NULL or points to room for a pointer.
@@ -243,6 +251,19 @@ enum barchan_status barchan_region_remapped(struct barchan_region *r, void *star
  * `r` is NULL or a tracked region.
  */
 enum barchan_status barchan_region_arm(struct barchan_region *r, void *start, size_t len);
+
+/**
+ * As barchan_region_arm, for those pages only whose bit in the bitmap is set (bit i, least significant first,
+ * is page i of the range): all of them at the price of one flush, where arming costs one.
+ *
+ * # Safety
+ * `r` is NULL or a tracked region; `bitmap` is NULL or `bitmap_words` words that nobody writes to meanwhile.
+ */
+enum barchan_status barchan_region_arm_among(struct barchan_region *r,
+                                             void *start,
+                                             size_t len,
+                                             const uint64_t *bitmap,
+                                             size_t bitmap_words);
 
 /**
  * Lifts the protection: pages are dirty until armed again, and writing to them costs nothing.

@@ -68,8 +68,8 @@ pub extern "C" fn barchan_version() -> u32 {
 /// Opens a tracker into *out.
 ///
 /// BARCHAN_SOURCE_AUTO: what BARCHAN_TRACKER in the environment names (guest-pte, pagemap-scan,
-/// userfaultfd, soft-dirty, mprotect, all-dirty, auto), or else the best that works when tried. A source that is
-/// forced and not there is an error, whose text says why and what would give it.
+/// userfaultfd, soft-dirty, guest-tlb, guest-direct, mprotect, all-dirty, auto), or else the best that works when
+/// tried. A source that is forced and not there is an error, whose text says why and what would give it.
 ///
 /// # Safety
 /// `out` is NULL or points to room for a pointer.
@@ -308,6 +308,27 @@ pub unsafe extern "C" fn barchan_region_arm(
 ) -> barchan_status {
     // SAFETY: the caller's promise.
     unsafe { on_range(r, start, len, Region::arm) }
+}
+
+/// As barchan_region_arm, for those pages only whose bit in the bitmap is set (bit i, least significant first,
+/// is page i of the range): all of them at the price of one flush, where arming costs one.
+///
+/// # Safety
+/// `r` is NULL or a tracked region; `bitmap` is NULL or `bitmap_words` words that nobody writes to meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn barchan_region_arm_among(
+    r: *mut barchan_region,
+    start: *mut c_void,
+    len: usize,
+    bitmap: *const u64,
+    bitmap_words: usize,
+) -> barchan_status {
+    // SAFETY: the caller's promises; the bitmap is only read.
+    unsafe {
+        on_bitmap(r, start, len, (bitmap.cast_mut(), bitmap_words), |region, range, bits| {
+            region.arm_among(range, bits)
+        })
+    }
 }
 
 /// Lifts the protection: pages are dirty until armed again, and writing to them costs nothing.

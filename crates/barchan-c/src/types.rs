@@ -53,6 +53,10 @@ pub enum barchan_source {
     BARCHAN_SOURCE_ALL_DIRTY = 5,
     /// The guest's page tables, in a process in guest mode (barchan run --dune).
     BARCHAN_SOURCE_GUEST_PTE = 6,
+    /// Protection in the guest's page tables, single pages flushed (for comparison; never chosen).
+    BARCHAN_SOURCE_GUEST_TLB = 7,
+    /// The same, with whole TLBs flushed.
+    BARCHAN_SOURCE_GUEST_DIRECT = 8,
 }
 
 /// A `barchan_source` from C, where an enum may hold any int; the header shows the plain enum.
@@ -66,7 +70,7 @@ pub(crate) fn number(source: AnySource) -> c_int {
 }
 
 impl barchan_source {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::BARCHAN_SOURCE_AUTO,
         Self::BARCHAN_SOURCE_PAGEMAP_SCAN,
         Self::BARCHAN_SOURCE_USERFAULTFD,
@@ -74,6 +78,8 @@ impl barchan_source {
         Self::BARCHAN_SOURCE_MPROTECT,
         Self::BARCHAN_SOURCE_ALL_DIRTY,
         Self::BARCHAN_SOURCE_GUEST_PTE,
+        Self::BARCHAN_SOURCE_GUEST_TLB,
+        Self::BARCHAN_SOURCE_GUEST_DIRECT,
     ];
 
     /// The source of that number, if it is one.
@@ -96,6 +102,8 @@ impl barchan_source {
             Self::BARCHAN_SOURCE_MPROTECT => c"mprotect",
             Self::BARCHAN_SOURCE_ALL_DIRTY => c"all-dirty",
             Self::BARCHAN_SOURCE_GUEST_PTE => c"guest-pte",
+            Self::BARCHAN_SOURCE_GUEST_TLB => c"guest-tlb",
+            Self::BARCHAN_SOURCE_GUEST_DIRECT => c"guest-direct",
         }
     }
 }
@@ -104,6 +112,8 @@ impl From<Source> for barchan_source {
     fn from(source: Source) -> Self {
         match source {
             Source::GuestPte => Self::BARCHAN_SOURCE_GUEST_PTE,
+            Source::GuestTlb => Self::BARCHAN_SOURCE_GUEST_TLB,
+            Source::GuestDirect => Self::BARCHAN_SOURCE_GUEST_DIRECT,
             Source::PagemapScan => Self::BARCHAN_SOURCE_PAGEMAP_SCAN,
             Source::Userfaultfd => Self::BARCHAN_SOURCE_USERFAULTFD,
             Source::SoftDirty => Self::BARCHAN_SOURCE_SOFT_DIRTY,
@@ -189,7 +199,7 @@ mod tests {
             assert_eq!(here.forced(), Some(source));
             assert_eq!(barchan_source::from_number(here as c_int), Some(here));
         }
-        assert_eq!(barchan_source::from_number(7), None);
+        assert_eq!(barchan_source::from_number(9), None);
         assert_eq!(barchan_source::BARCHAN_SOURCE_AUTO.forced(), None);
     }
 }

@@ -4,8 +4,17 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const TRACKERS: [&str; 7] =
-    ["auto", "guest-pte", "pagemap-scan", "userfaultfd", "soft-dirty", "mprotect", "all-dirty"];
+const TRACKERS: [&str; 9] = [
+    "auto",
+    "guest-pte",
+    "pagemap-scan",
+    "userfaultfd",
+    "soft-dirty",
+    "guest-tlb",
+    "guest-direct",
+    "mprotect",
+    "all-dirty",
+];
 
 /// Where cargo put the libraries of the profile under test.
 fn libraries() -> PathBuf {

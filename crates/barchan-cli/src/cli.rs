@@ -46,7 +46,7 @@ pub(crate) enum Command {
     /// Run a program, unmodified, on the patched collector and sum up what it did
     Run(RunArgs),
     /// Time every collector on every workload, in interleaved rounds
-    Bench(BenchArgs),
+    Bench(Box<BenchArgs>),
     /// Draw the table and the HTML page of an earlier `bench --json` again
     Report(ReportArgs),
     /// Enter guest mode, measure, print JSON and end: what `doctor` starts to know the host
@@ -237,11 +237,6 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) rounds: Option<u32>,
 
-    /// Run every configuration in every round, also those that took over 8 times as long as the
-    /// fastest in the same mode, which are not run again otherwise
-    #[arg(long)]
-    pub(crate) no_skip: bool,
-
     /// Run only this workload (may be repeated)
     #[arg(long, value_name = "W", value_parser = workload::names())]
     pub(crate) workload: Vec<String>,
@@ -249,10 +244,6 @@ pub(crate) struct BenchArgs {
     /// Run only these configurations (may be repeated; parts of names are enough)
     #[arg(long, value_name = "C")]
     pub(crate) config: Vec<Selector>,
-
-    /// Scale the sizes of the workloads by F, above 0 and up to 1
-    #[arg(long, value_name = "F", value_parser = scale)]
-    pub(crate) scale: Option<f64>,
 
     /// Run each configuration once for each value of an environment variable; an empty value
     /// leaves it unset
@@ -264,18 +255,10 @@ pub(crate) struct BenchArgs {
           value_parser = clap::value_parser!(u32).range(1..=999_998))]
     pub(crate) pause_ms: u32,
 
-    /// Threads that mark, in every mode but `full` [default: one a core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
-    pub(crate) markers: Option<u32>,
-
     /// Seconds after which a run is killed and counted as failed
     #[arg(long, value_name = "S", default_value_t = 300,
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub(crate) timeout: u64,
-
-    /// Write all measurements to FILE
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
 
     /// Write the report to FILE [default: build/report.html]
     #[arg(long, value_name = "FILE")]
@@ -284,6 +267,30 @@ pub(crate) struct BenchArgs {
     /// Show the workloads and configurations, and whether they can run here; then stop
     #[arg(long)]
     pub(crate) list: bool,
+
+    #[command(flatten)]
+    pub(crate) runs: RunsArgs,
+}
+
+/// What all benchmarks of the collector are told.
+#[derive(Debug, Args)]
+pub(crate) struct RunsArgs {
+    /// Run every configuration in every round, also those that took over 8 times as long as the
+    /// fastest in the same mode, which are not run again otherwise
+    #[arg(long)]
+    pub(crate) no_skip: bool,
+
+    /// Scale the sizes of the collector's workloads by F, above 0 and up to 1
+    #[arg(long, value_name = "F", value_parser = scale)]
+    pub(crate) scale: Option<f64>,
+
+    /// Threads that mark, in every mode but `full` [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(crate) markers: Option<u32>,
+
+    /// Write all measurements to FILE
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
 
     /// Do not build first
     #[arg(long)]
@@ -294,7 +301,7 @@ pub(crate) struct BenchArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
     /// Tables 2, 3 and 6 of the Dune paper again, on this machine
-    Paper(PaperArgs),
+    Paper(Box<PaperArgs>),
 }
 
 /// `barchan bench paper`
@@ -310,7 +317,8 @@ is measured again here, beside its own figures:
                   time stamp counter and in nanoseconds; each measurement is a process of its own.
   Table 6         the collector on the four workloads with the paper's parameters: the better of
                   the stock collectors (debian, pinned) in each mode, the patched one with
-                  pagemap-scan natively, and with guest-pte in guest mode, which is what
+                  pagemap-scan natively, and in guest mode with the paper's three variants:
+                  guest-direct, guest-tlb and guest-pte (dirty bits), which is what
                   `barchan run --dune --tracker guest-pte` starts.
 
 Rounds are interleaved: each round measures everything once, in an order that rotates. What this
@@ -331,43 +339,25 @@ pub(crate) struct PaperArgs {
           value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) rounds: u32,
 
-    /// Scale the sizes of the collector's workloads by F, above 0 and up to 1
-    #[arg(long, value_name = "F", value_parser = scale)]
-    pub(crate) scale: Option<f64>,
-
     /// Run only this workload of the collector (may be repeated)
     #[arg(long, value_name = "W", value_parser = crate::bench::paper::workloads())]
     pub(crate) workload: Vec<String>,
 
-    /// Run every configuration in every round, also those that took over 8 times as long as the
-    /// fastest in the same mode, which are not run again otherwise
-    #[arg(long)]
-    pub(crate) no_skip: bool,
-
     /// Pause that incremental mode aims at, in milliseconds [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=999_998))]
     pub(crate) pause_ms: Option<u32>,
-
-    /// Threads that mark, in every mode but `full` [default: one a core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub(crate) markers: Option<u32>,
 
     /// Seconds after which a run is killed and counted as failed
     #[arg(long, value_name = "S", default_value_t = 600,
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub(crate) timeout: u64,
 
-    /// Write all measurements to FILE
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
-
     /// Write the report to FILE [default: build/paper.html]
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
 
-    /// Do not build first
-    #[arg(long)]
-    pub(crate) no_build: bool,
+    #[command(flatten)]
+    pub(crate) runs: RunsArgs,
 }
 
 /// A part of `barchan bench paper`.
@@ -383,11 +373,11 @@ impl PaperArgs {
     /// Options that say how the collector is to run, where it is not run.
     pub(crate) fn conflict(&self) -> Option<String> {
         let given = [
-            ("--scale", self.scale.is_some()),
+            ("--scale", self.runs.scale.is_some()),
             ("--workload", !self.workload.is_empty()),
             ("--pause-ms", self.pause_ms.is_some()),
-            ("--markers", self.markers.is_some()),
-            ("--no-skip", self.no_skip),
+            ("--markers", self.runs.markers.is_some()),
+            ("--no-skip", self.runs.no_skip),
         ];
         let given: Vec<_> = given.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect();
         (self.only == Some(PaperPart::Micro) && !given.is_empty()).then(|| {

@@ -290,7 +290,12 @@ fn render_choice(source: &SourceChoice) -> String {
         ),
         _ => "there was nothing to choose between".to_owned(),
     };
-    format!("    {:<26} {name}, used there by default: {figures}\n", "dirty bits:")
+    format!(
+        "    {:<26} {name}, used there by default: {figures}\n    {:<26} {}\n",
+        "dirty bits:",
+        "there work:",
+        source.works.join(", ")
+    )
 }
 
 fn render_source(source: &SourceState, best: Option<&str>) -> String {

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use barchan::Source;
 use barchan_boehm::{Error, ErrorKind, Layout, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -38,8 +39,18 @@ pub(crate) struct SourceChoice {
     /// What a page costs that is written once between two collections, where both sources work.
     pub(crate) guest_pte_ns: Option<u64>,
     pub(crate) pagemap_scan_ns: Option<u64>,
+    /// All sources that work there.
+    #[serde(default)]
+    pub(crate) works: Vec<String>,
     /// Why it is not known.
     pub(crate) why: Option<String>,
+}
+
+impl SourceChoice {
+    fn unknown(why: String) -> Self {
+        let (name, guest_pte_ns, pagemap_scan_ns) = (None, None, None);
+        Self { name, guest_pte_ns, pagemap_scan_ns, works: Vec::new(), why: Some(why) }
+    }
 }
 
 /// `barchan source-probe`
@@ -50,6 +61,11 @@ pub(crate) fn probe_source() -> Result<ExitCode> {
         name: opened.as_ref().ok().map(|tracker| tracker.source().name().to_owned()),
         guest_pte_ns: measured.map(|measured| measured.guest_pte_ns),
         pagemap_scan_ns: measured.map(|measured| measured.pagemap_scan_ns),
+        works: Source::ALL
+            .into_iter()
+            .filter(|source| barchan::probe(*source).is_ok())
+            .map(|source| source.name().to_owned())
+            .collect(),
         why: opened.as_ref().err().map(ToString::to_string),
     };
     print_json(&found)
@@ -67,24 +83,12 @@ pub(crate) fn print_json(found: &impl Serialize) -> Result<ExitCode> {
 fn try_source(layout: Option<&Layout>) -> SourceChoice {
     let library = layout.map(|layout| layout.root().join("target/release/libbarchan_dune.so"));
     let Some(library) = library.filter(|library| library.is_file()) else {
-        return SourceChoice {
-            name: None,
-            guest_pte_ns: None,
-            pagemap_scan_ns: None,
-            why: Some(
-                "the runtime that is preloaded is not built: cargo build --release --package \
-                 dune-preload"
-                    .to_owned(),
-            ),
-        };
+        let why = "the runtime that is preloaded is not built: cargo build --release --package \
+                   dune-preload";
+        return SourceChoice::unknown(why.to_owned());
     };
     let preload = [("LD_PRELOAD", library.as_os_str())];
-    run(&["source-probe"], &preload).unwrap_or_else(|why| SourceChoice {
-        name: None,
-        guest_pte_ns: None,
-        pagemap_scan_ns: None,
-        why: Some(why),
-    })
+    run(&["source-probe"], &preload).unwrap_or_else(SourceChoice::unknown)
 }
 
 impl GuestMode {

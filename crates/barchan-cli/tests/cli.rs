@@ -121,7 +121,16 @@ fn doctor_speaks_json_and_tells_every_source() {
     let names: Vec<_> = sources.iter().filter_map(|s| s["name"].as_str()).collect();
     assert_eq!(
         names,
-        ["guest-pte", "pagemap-scan", "userfaultfd", "soft-dirty", "mprotect", "all-dirty"]
+        [
+            "guest-pte",
+            "pagemap-scan",
+            "userfaultfd",
+            "soft-dirty",
+            "guest-tlb",
+            "guest-direct",
+            "mprotect",
+            "all-dirty"
+        ]
     );
     for source in sources {
         if source["available"] == true {
@@ -130,7 +139,7 @@ fn doctor_speaks_json_and_tells_every_source() {
             assert!(source["why"].is_string() && source["kind"].is_string(), "{source}");
         }
     }
-    assert_eq!(sources[5]["available"], true, "all-dirty works everywhere");
+    assert_eq!(sources[7]["available"], true, "all-dirty works everywhere");
     assert!(report["best"].is_string());
     assert!(report["machine"]["kernel"].is_string());
     let guest = &report["guest_mode"];
@@ -390,16 +399,18 @@ fn the_papers_tables_are_made_for_real_at_a_tiny_size() {
     assert!(measured("pinned/full").is_some(), "the pinned collector is always there");
     for mode in ["generational", "incremental"] {
         measured(&format!("barchan/{mode}/pagemap-scan"));
-        let in_guest = measured(&format!("barchan/{mode}/guest-pte"));
-        assert_eq!(in_guest.is_some(), guest, "{mode}");
-        for run in in_guest.iter().flatten() {
-            assert!(run["sample"]["guest"]["exits"].as_u64() > Some(0), "{run}");
-            assert_eq!(run["sample"]["incremental"], true, "{run}");
+        for source in ["guest-direct", "guest-tlb", "guest-pte"] {
+            let in_guest = measured(&format!("barchan/{mode}/{source}"));
+            assert_eq!(in_guest.is_some(), guest, "{mode}, {source}");
+            for run in in_guest.iter().flatten() {
+                assert!(run["sample"]["guest"]["exits"].as_u64() > Some(0), "{run}");
+                assert_eq!(run["sample"]["incremental"], true, "{run}");
+            }
         }
     }
 
     let table = stdout(&output);
-    for wanted in ["701,413", "15,983", "SCALED DOWN to 0.02", "direct and TLB are not there"] {
+    for wanted in ["701,413", "15,983", "SCALED DOWN to 0.02", "(PML) has no row"] {
         assert!(table.contains(wanted), "no {wanted:?} in\n{table}");
     }
     let progress = stderr(&output);

@@ -38,7 +38,10 @@ pub fn measured() -> Option<Measured> {
 
 /// The best that works; `None` if nothing does, which all-dirty sees to.
 pub(crate) fn open_best() -> Option<Arc<dyn Opened>> {
-    let first = Source::ALL.into_iter().find_map(|source| open_probed(source).ok())?;
+    let first = Source::ALL
+        .into_iter()
+        .filter(|source| source.is_automatic())
+        .find_map(|source| open_probed(source).ok())?;
     if first.source() != Source::GuestPte {
         return Some(first);
     }

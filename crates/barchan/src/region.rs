@@ -53,6 +53,15 @@ impl Region {
         self.inner.arm(range)
     }
 
+    /// Makes those pages of `range` clean whose bit in `among` is set; see [`WriteTracker::arm_among`].
+    ///
+    /// # Errors
+    /// If `range` is not within the bounds, `among` is too small, or the kernel refuses.
+    pub fn arm_among(&self, range: PageRange, among: &[u64]) -> Result<(), RegionError> {
+        check_bitmap(self.range(), range, among)?;
+        self.inner.arm_among(range, among)
+    }
+
     /// Makes the pages of `range` dirty until armed again; see [`WriteTracker::disarm`].
     ///
     /// # Errors

@@ -18,6 +18,11 @@ pub enum Source {
     /// Soft-dirty bits (`CONFIG_MEM_SOFT_DIRTY`): free of system calls on a fault, but the reset
     /// is process-wide and only safe while no thread writes.
     SoftDirty,
+    /// In guest mode: write protection in the guest's page tables, faults handled by the guest-mode runtime
+    /// without the kernel, pages flushed one by one where that will do. To be compared with; never chosen.
+    GuestTlb,
+    /// As [`Self::GuestTlb`], with a flush of whole TLBs for each change, those by faults included.
+    GuestDirect,
     /// `mprotect` and a SIGSEGV handler: everywhere, slow, and bounded by `vm.max_map_count`.
     Mprotect,
     /// Every page is always dirty: right by definition, and no help.
@@ -36,15 +41,29 @@ pub enum KernelWrites {
 
 impl Source {
     /// All sources, best first: the order in which they are probed. (Which of the first two is better
-    /// depends on the host, and is measured: `Builder::open`.)
-    pub const ALL: [Self; 6] = [
+    /// depends on the host, and is measured: `Builder::open`. Guest-tlb and guest-direct must be named.)
+    pub const ALL: [Self; 8] = [
         Self::GuestPte,
         Self::PagemapScan,
         Self::Userfaultfd,
         Self::SoftDirty,
+        Self::GuestTlb,
+        Self::GuestDirect,
         Self::Mprotect,
         Self::AllDirty,
     ];
+
+    /// Whether it may be used without having been named.
+    #[must_use]
+    pub const fn is_automatic(self) -> bool {
+        !matches!(self, Self::GuestTlb | Self::GuestDirect)
+    }
+
+    /// Whether it is a means of the guest's page tables, which a process has in guest mode only.
+    #[must_use]
+    pub const fn needs_guest_mode(self) -> bool {
+        matches!(self, Self::GuestPte | Self::GuestTlb | Self::GuestDirect)
+    }
 
     /// Whether the source notices by itself that the kernel dropped the contents of pages
     /// (`MADV_DONTNEED`, `mmap` or `mremap` over them). If not, call `Region::remapped` for the
@@ -65,6 +84,8 @@ impl Source {
             Self::PagemapScan => "pagemap-scan",
             Self::Userfaultfd => "userfaultfd",
             Self::SoftDirty => "soft-dirty",
+            Self::GuestTlb => "guest-tlb",
+            Self::GuestDirect => "guest-direct",
             Self::Mprotect => "mprotect",
             Self::AllDirty => "all-dirty",
         }
@@ -114,7 +135,7 @@ mod tests {
         assert!(
             UnknownSource
                 .to_string()
-                .ends_with("guest-pte pagemap-scan userfaultfd soft-dirty mprotect all-dirty")
+                .ends_with("soft-dirty guest-tlb guest-direct mprotect all-dirty")
         );
     }
 }

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "std")]
 use crate::bitmap;
+use crate::bitmap::{runs, words_for};
 use crate::{PageRange, RegionError, Source};
 
 /// Tracks the writes to one range of memory.
@@ -24,7 +25,7 @@ use crate::{PageRange, RegionError, Source};
 ///   buffers, through pages pinned *before* they were armed (unpin first, or disarm those pages);
 /// - by mprotect: those of a debugger, or of a program to its own `/proc/self/mem`, which the
 ///   kernel lets pass the protection;
-/// - by guest-pte: those of another process (a debugger, `process_vm_writev` from outside), which
+/// - by guest-pte, guest-tlb and guest-direct: those of another process (a debugger, `process_vm_writev` from outside), which
 ///   do not go through the guest's page tables.
 ///
 /// # What before, after and concurrent mean
@@ -77,6 +78,20 @@ pub trait WriteTracker: Send + Sync {
     /// If `range` is not within the bounds, or the kernel refuses. Then every page of the range is
     /// dirty or clean, as it happens, and no write after the return is lost.
     fn arm(&self, range: PageRange) -> Result<(), RegionError>;
+
+    /// As [`arm`](Self::arm), for those pages of `range` only whose bit in `among` is set. Where arming ends
+    /// in a flush, all of them need one.
+    ///
+    /// # Errors
+    /// As [`arm`](Self::arm), or if `among` is too small.
+    fn arm_among(&self, range: PageRange, among: &[u64]) -> Result<(), RegionError> {
+        let needed = words_for(range.pages());
+        if among.len() < needed {
+            return Err(RegionError::BitmapTooSmall { needed, given: among.len() });
+        }
+        runs(among, range.pages())
+            .try_for_each(|(first, count)| self.arm(range.slice(first, count)))
+    }
 
     /// Makes the pages of `range` dirty until they are armed again; writing to them costs nothing.
     ///

@@ -70,6 +70,29 @@ fn arming_makes_clean_and_disarming_dirty() {
 }
 
 #[test]
+fn arming_among_arms_those_and_no_others() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::touched(200);
+        let region = memory.track(&tracker);
+        // A range that does not begin at a word of the region's, nor end with one.
+        let range = memory.range().slice(3, 150);
+        let mut among = [0u64; 3];
+        for page in [0, 1, 60, 61, 62, 63, 64, 65, 149] {
+            among[page / 64] |= 1 << (page % 64);
+        }
+        region.arm_among(range, &among).expect("arming");
+        memory.write(3 + 64);
+        let armed = [3, 4, 63, 64, 65, 66, 68, 152];
+        let dirty: Vec<_> = (0..200).filter(|page| !armed.contains(page)).collect();
+        assert_dirty(&region, &peek(&region), &dirty);
+        assert_dirty(&region, &collect(&region), &dirty);
+        let short = region.arm_among(range, &among[..2]);
+        assert!(matches!(short, Err(RegionError::BitmapTooSmall { needed: 3, given: 2 })));
+    }
+}
+
+#[test]
 fn never_touched_pages_are_tracked_from_their_first_write() {
     let _alone = alone();
     for tracker in trackers() {

@@ -31,6 +31,8 @@ pub const OK: i32 = 0;
 pub const INVALID: i32 = -1;
 /// There is no memory for page tables.
 pub const NO_MEMORY: i32 = -2;
+/// The program handles page faults itself.
+pub const BUSY: i32 = -3;
 
 /// The guest's dirty bits. All functions may be called by any thread at any time, also concurrently; they
 /// take no lock that a stopped thread could hold, and do not allocate. `start` and `end` are addresses of
@@ -69,4 +71,51 @@ pub struct DirtyBits {
     /// returns, no processor writes without setting the bit again.
     pub collect:
         unsafe extern "C" fn(start: usize, end: usize, bits: *mut u64, words: usize) -> i32,
+
+    /// The same by write protection.
+    pub protection: Protection,
 }
+
+/// Tracking by write protection in the guest's page tables, as the ports of Boehm's collector to Dune did it
+/// that did not use dirty bits. The functions are as those of [`DirtyBits`] of the same name; a page is clean if
+/// it is there and neither writable nor dirty. A write to a clean page is a fault that the runtime handles at
+/// ring 3: it gives the right back.
+///
+/// `flushes` is [`FLUSH_ALL`] or [`FLUSH_PAGES`], anything else is [`INVALID`]. A range should be tracked by one
+/// means at a time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Protection {
+    /// Begins to handle faults; [`BUSY`] if somebody else does.
+    pub start: unsafe extern "C" fn() -> i32,
+    /// Makes the pages dirty, and writable, until they are collected or cleared.
+    pub mark: unsafe extern "C" fn(start: usize, end: usize) -> i32,
+    /// Makes the pages clean.
+    pub clear: unsafe extern "C" fn(flushes: u32, start: usize, end: usize) -> i32,
+    /// As `clear`, for those pages only whose bit is set in `among`.
+    pub clear_among: unsafe extern "C" fn(
+        flushes: u32,
+        start: usize,
+        end: usize,
+        among: *const u64,
+        words: usize,
+    ) -> i32,
+    /// Sets the bits of dirty pages; changes nothing.
+    pub peek: unsafe extern "C" fn(start: usize, end: usize, bits: *mut u64, words: usize) -> i32,
+    /// Sets the bits of dirty pages and makes them clean, without losing a write between the two.
+    pub collect: unsafe extern "C" fn(
+        flushes: u32,
+        start: usize,
+        end: usize,
+        bits: *mut u64,
+        words: usize,
+    ) -> i32,
+    /// How many faults were handled so far, of pages cleared or collected with this `flushes`.
+    pub faults: unsafe extern "C" fn(flushes: u32) -> u64,
+}
+
+/// Whole TLBs are flushed, when rights are taken and also when a fault gives one back.
+pub const FLUSH_ALL: u32 = 0;
+/// Single pages are flushed when rights are taken, if they are few and no other processor could hold them;
+/// nothing is flushed when a fault gives one back.
+pub const FLUSH_PAGES: u32 = 1;

@@ -20,7 +20,10 @@ impl Emulator {
             return Some(Self::Tcg);
         }
         let bios = std::fs::read_to_string("/sys/class/dmi/id/bios_vendor").unwrap_or_default();
-        bios.trim().eq_ignore_ascii_case("bochs").then_some(Self::Bochs)
+        // QEMU's firmware has taken these over from Bochs, but is told by the hypervisor's leaf.
+        let acpi = std::fs::read("/sys/firmware/acpi/tables/FACP").unwrap_or_default();
+        let is_bochs = bios.trim().eq_ignore_ascii_case("bochs") || is_bochs_table(&acpi);
+        (is_bochs && !hypervisor).then_some(Self::Bochs)
     }
 
     /// Its name.
@@ -44,6 +47,11 @@ impl Emulator {
     }
 }
 
+/// Whether the maker of an ACPI table is Bochs (ACPI 6.4, §5.2.6: six bytes at offset 10).
+fn is_bochs_table(table: &[u8]) -> bool {
+    table.get(10..16) == Some(b"BOCHS ")
+}
+
 /// Whether the hypervisor's leaf is QEMU's own.
 fn is_tcg(leaf: CpuidResult) -> bool {
     let text: Vec<u8> =
@@ -63,5 +71,8 @@ mod tests {
         };
         assert!(is_tcg(leaf(b"TCGTCGTCGTCG")));
         assert!(!is_tcg(leaf(b"KVMKVMKVM\0\0\0")));
+        assert!(is_bochs_table(b"FACP\0\0\0\0\0\0BOCHS BXPC"));
+        assert!(!is_bochs_table(b"FACP\0\0\0\0\0\0ALASKA"));
+        assert!(!is_bochs_table(b""));
     }
 }

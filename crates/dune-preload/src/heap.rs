@@ -1,10 +1,11 @@
-//! An allocator that only gives: the little that making the first machine needs.
+//! An allocator that only gives: the little that making the first machine needs, and the tables of the
+//! decoder of instructions (about 400 KiB, once), if the program tracks writes by page faults.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes that there are.
-const LEN: usize = 256 * 1024;
+/// Bytes that there are. What is not used costs no memory.
+const LEN: usize = 1024 * 1024;
 
 #[repr(align(64))]
 struct Space(std::cell::UnsafeCell<[u8; LEN]>);

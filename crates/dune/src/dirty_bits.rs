@@ -7,11 +7,14 @@
 use core::ffi::CStr;
 use core::ops::Range;
 
-use dune_abi::{DirtyBits, INVALID, NO_MEMORY, OK, VERSION};
+use dune_abi::{
+    BUSY, DirtyBits, FLUSH_ALL, FLUSH_PAGES, INVALID, NO_MEMORY, OK, Protection, VERSION,
+};
 
 use crate::calls::written;
 use crate::inside::{self, Inside, RangeError};
 use crate::process::enter;
+use crate::protection::{self, Flushes};
 
 static TABLE: DirtyBits = DirtyBits {
     size_bytes: size_of::<DirtyBits>() as u32,
@@ -24,6 +27,15 @@ static TABLE: DirtyBits = DirtyBits {
     clear_among,
     peek,
     collect,
+    protection: Protection {
+        start: protection_start,
+        mark: protection_mark,
+        clear: protection_clear,
+        clear_among: protection_clear_among,
+        peek: protection_peek,
+        collect: protection_collect,
+        faults: protection_faults,
+    },
 };
 
 /// The table.
@@ -115,4 +127,81 @@ unsafe extern "C" fn collect(start: usize, end: usize, bits: *mut u64, words: us
     let Some(bits) = (unsafe { bitmap(&range, bits, words) }) else { return INVALID };
     inside().collect_noted(&range, bits).flush_everywhere();
     OK
+}
+
+fn flushes(number: u32) -> Option<Flushes> {
+    match number {
+        FLUSH_ALL => Some(Flushes::All),
+        FLUSH_PAGES => Some(Flushes::Pages),
+        _ => None,
+    }
+}
+
+unsafe extern "C" fn protection_start() -> i32 {
+    if protection::start(inside()) { OK } else { BUSY }
+}
+
+unsafe extern "C" fn protection_mark(start: usize, end: usize) -> i32 {
+    let range = start..end;
+    if inside::check(&range).is_err() {
+        return INVALID;
+    }
+    protection::mark(&range);
+    OK
+}
+
+unsafe extern "C" fn protection_clear(number: u32, start: usize, end: usize) -> i32 {
+    let range = start..end;
+    let Some(flushes) = flushes(number).filter(|_| inside::check(&range).is_ok()) else {
+        return INVALID;
+    };
+    protection::clear(inside(), &range, None, flushes);
+    OK
+}
+
+unsafe extern "C" fn protection_clear_among(
+    number: u32,
+    start: usize,
+    end: usize,
+    among: *const u64,
+    words: usize,
+) -> i32 {
+    let range = start..end;
+    // SAFETY: the caller's promise; nothing is written to it.
+    let among = unsafe { bitmap(&range, among.cast_mut(), words) };
+    let (Some(flushes), Some(among)) = (flushes(number), among) else { return INVALID };
+    protection::clear(inside(), &range, Some(among), flushes);
+    OK
+}
+
+unsafe extern "C" fn protection_peek(
+    start: usize,
+    end: usize,
+    bits: *mut u64,
+    words: usize,
+) -> i32 {
+    let range = start..end;
+    // SAFETY: the caller's promise.
+    let Some(bits) = (unsafe { bitmap(&range, bits, words) }) else { return INVALID };
+    protection::peek(inside(), &range, bits);
+    OK
+}
+
+unsafe extern "C" fn protection_collect(
+    number: u32,
+    start: usize,
+    end: usize,
+    bits: *mut u64,
+    words: usize,
+) -> i32 {
+    let range = start..end;
+    // SAFETY: the caller's promise.
+    let bits = unsafe { bitmap(&range, bits, words) };
+    let (Some(flushes), Some(bits)) = (flushes(number), bits) else { return INVALID };
+    protection::collect(inside(), &range, bits, flushes);
+    OK
+}
+
+unsafe extern "C" fn protection_faults(number: u32) -> u64 {
+    flushes(number).map_or(0, protection::faults)
 }

@@ -16,6 +16,7 @@ use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
 
 use crate::paging::{Flags, HELD, PAGE};
 use crate::space::{self, cpu_tables as tables};
+use crate::stores;
 
 /// The program's state at the fault; the handler may change it.
 #[repr(C)]
@@ -208,6 +209,12 @@ pub(crate) fn part_at(rip: u64) -> Option<Part> {
     }
 }
 
+/// Whether there is no other handler than this one.
+pub(crate) fn free_for(handler: FaultHandler) -> bool {
+    let now = HANDLER.load(Ordering::Acquire);
+    now == 0 || now == handler as usize
+}
+
 /// Whether there is a handler.
 pub(crate) fn handled() -> bool {
     HANDLER.load(Ordering::Acquire) != 0
@@ -262,6 +269,10 @@ fn protected_operand(frame: &FaultFrame) -> Option<u64> {
     unsafe {
         core::ptr::copy_nonoverlapping(frame.rip as *const u8, bytes.as_mut_ptr(), len);
     }
+    let plain = stores::address(&bytes[..len], |number| numbered_register(number, frame));
+    if let Some(address) = plain.filter(|address| is_held(*address)) {
+        return Some(address);
+    }
     let instruction = Decoder::with_ip(64, &bytes[..len], frame.rip, DecoderOptions::NONE).decode();
     if instruction.is_invalid() {
         return None;
@@ -288,6 +299,13 @@ fn operand_address(instruction: &Instruction, operand: u32, frame: &FaultFrame) 
         return None;
     }
     instruction.virtual_address(operand, 0, |register, _, _| register_value(register, frame))
+}
+
+/// A general register by its number in the encoding of instructions.
+fn numbered_register(number: u8, frame: &FaultFrame) -> u64 {
+    // As `FaultFrame::registers` has them; RSP is apart.
+    const PLACES: [usize; 16] = [14, 12, 11, 13, 0, 8, 10, 9, 7, 6, 5, 4, 3, 2, 1, 0];
+    if number == 4 { frame.rsp } else { frame.registers[PLACES[usize::from(number & 15)]] }
 }
 
 fn register_value(register: Register, frame: &FaultFrame) -> Option<u64> {

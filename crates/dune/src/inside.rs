@@ -19,7 +19,8 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use crate::calls::{CALL_HANDLE_FAULTS, CALL_INSIDE, CALL_POPULATE, written};
 use crate::faults::{self, FaultHandler};
 use crate::harvest;
-use crate::paging::{ENTRIES, Flags, HELD, PAGE, TABLE_SPAN, USER_END};
+use crate::paging::{ENTRIES, FLUSHED, Flags, HELD, PAGE, TABLE_SPAN, USER_END};
+use crate::process::{run, thread};
 use crate::shootdown::{FlushLocal, Scope};
 use crate::space::cpu_tables::{FLUSH, FLUSH_PAGE};
 use crate::space::{self};
@@ -37,12 +38,12 @@ pub struct Inside {
 #[must_use = "writes through entries that a TLB still holds are lost: flush"]
 #[derive(Debug)]
 pub struct FlushOwed {
-    inside: Inside,
+    pub(crate) inside: Inside,
     /// How many entries changed.
-    cleared: usize,
+    pub(crate) cleared: usize,
     /// It is counted among those under way until it is paid.
     #[allow(dead_code, reason = "counts down when it is dropped")]
-    clearing: Clearing,
+    pub(crate) clearing: Clearing,
 }
 
 /// Clearings whose flush is not done yet: who finds an entry clean may owe the flush to somebody else, who
@@ -51,11 +52,11 @@ static CLEARINGS: AtomicUsize = AtomicUsize::new(0);
 
 /// One of [`CLEARINGS`].
 #[derive(Debug)]
-struct Clearing(());
+pub(crate) struct Clearing(());
 
 impl Clearing {
     /// Before an entry is changed.
-    fn begin() -> Self {
+    pub(crate) fn begin() -> Self {
         CLEARINGS.fetch_add(1, Ordering::SeqCst);
         // Who sees an entry that is changed after this sees the count too.
         fence(Ordering::SeqCst);
@@ -254,7 +255,7 @@ impl Inside {
     }
 
     /// Pages that system calls which are under way may be writing.
-    fn add_under_way(self, range: &Range<usize>, bits: &mut [u64]) {
+    pub(crate) fn add_under_way(self, range: &Range<usize>, bits: &mut [u64]) {
         let mut add = |written: Range<u64>| {
             let start = (written.start as usize).max(range.start);
             let end = (written.end.min(USER_END) as usize).min(range.end);
@@ -298,7 +299,7 @@ impl Inside {
         check(&range)?;
         self.update(range, |entry| {
             (entry & HELD != 0 && entry & Flags::PRESENT.bits() != 0)
-                .then_some(entry & !HELD | Flags::WRITABLE.bits())
+                .then_some(entry & !(HELD | FLUSHED) | Flags::WRITABLE.bits())
         });
         Ok(())
     }
@@ -348,9 +349,17 @@ impl Inside {
     ///
     /// The others are reached by the host: a page is touched and given back, and the host, which has to
     /// forget it, makes every CPU of the machine flush before it runs on (KVM: the MMU notifier's
-    /// `kvm_flush_remote_tlbs`). A host that shadows the tables reads them again at this CPU's own flush,
-    /// for all CPUs that share them.
+    /// `kvm_flush_remote_tlbs`).
+    ///
+    /// That is left out where this CPU's own flush does it: in a process that has never had another CPU; and on
+    /// a host that shadows the tables. Such a host reads them again at the flush, for all CPUs, which share the
+    /// shadows; and wherever it takes a right from a shadow entry, as clearing D or W does, it makes all CPUs
+    /// flush and waits for them, for the sake of its own bookkeeping (KVM 6.12, arch/x86/kvm/mmu/mmu.c:
+    /// `mmu_spte_update` says so, `mmu_sync_children` and `kvm_mmu_track_write` do it).
     pub fn flush_everywhere(self) {
+        if thread::alone() || run::is_paravirtual() {
+            return self.flush();
+        }
         let page = dummy_page();
         // SAFETY: a page of ours that nobody reads.
         unsafe {
@@ -403,7 +412,10 @@ pub(crate) fn check(range: &Range<usize>) -> Result<usize, RangeError> {
 
 /// Calls `f` for each part of `range` that one table maps: the number of its first page in the range, the
 /// entries, or `None` if there is no table, and how many pages it is.
-fn for_each_table(range: &Range<usize>, mut f: impl FnMut(usize, Option<&[AtomicU64]>, usize)) {
+pub(crate) fn for_each_table(
+    range: &Range<usize>,
+    mut f: impl FnMut(usize, Option<&[AtomicU64]>, usize),
+) {
     let tables = space::view();
     let (mut address, end) = (range.start as u64, range.end as u64);
     while address < end {
@@ -416,7 +428,7 @@ fn for_each_table(range: &Range<usize>, mut f: impl FnMut(usize, Option<&[Atomic
 }
 
 /// Sets those of `bits` from bit `first` on that are set among the `count` first of `found`.
-fn or_into(bits: &mut [u64], first: usize, found: &[u64], count: usize) {
+pub(crate) fn or_into(bits: &mut [u64], first: usize, found: &[u64], count: usize) {
     let shift = first % 64;
     for (index, word) in found.iter().enumerate().take(count.div_ceil(64)) {
         let word = word & low_bits(count - index * 64);
@@ -432,7 +444,7 @@ fn or_into(bits: &mut [u64], first: usize, found: &[u64], count: usize) {
 }
 
 /// Copies `count` bits of `from`, from bit `first` on, to the beginning of `to`.
-fn copy_bits(to: &mut [u64], from: &[u64], first: usize, count: usize) {
+pub(crate) fn copy_bits(to: &mut [u64], from: &[u64], first: usize, count: usize) {
     let shift = first % 64;
     for (index, word) in to.iter_mut().enumerate().take(count.div_ceil(64)) {
         let at = first / 64 + index;

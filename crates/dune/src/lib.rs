@@ -19,6 +19,7 @@
 //! | [`harvest`] | reading and clearing D bits |
 //! | [`inside`] | entries, dirty bits and the TLB, for code in guest mode |
 //! | [`faults`] | page faults that the program handles itself |
+//! | `protection` | tracking writes by protection and such faults |
 //! | [`shootdown`] | flushing translations on all vCPUs |
 //! | [`dirty_bits`] | the same dirty bits, for other libraries of the process |
 //! | [`stats`] | counts |
@@ -36,6 +37,7 @@ pub mod harvest;
 pub mod host;
 pub mod inside;
 pub mod paging;
+mod protection;
 pub mod shootdown;
 pub mod stats;
 
@@ -43,6 +45,7 @@ mod calls;
 mod process;
 mod signals;
 mod space;
+mod stores;
 mod sys;
 
 pub use process::enter::{EnterError, enter, entered};

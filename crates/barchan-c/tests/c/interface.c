@@ -38,7 +38,7 @@ static unsigned count(const uint64_t *bits) {
 }
 
 static barchan_source parse(const char *name) {
-    for (int s = BARCHAN_SOURCE_AUTO; s <= BARCHAN_SOURCE_GUEST_PTE; s++)
+    for (int s = BARCHAN_SOURCE_AUTO; s <= BARCHAN_SOURCE_GUEST_DIRECT; s++)
         if (strcmp(name, barchan_source_name((barchan_source)s)) == 0) return (barchan_source)s;
     fprintf(stderr, "no such tracker: %s\n", name);
     exit(2);
@@ -54,6 +54,9 @@ static void bad_arguments(barchan_tracker *t, barchan_region *r, char *p) {
     CHECK(barchan_region_arm(NULL, p, PAGE) == BARCHAN_ERR_INVALID);
     CHECK(barchan_region_arm(r, p + 1, PAGE) == BARCHAN_ERR_INVALID);
     CHECK(barchan_region_arm(r, p, (size_t)0 - PAGE) == BARCHAN_ERR_INVALID);
+    CHECK(barchan_region_arm_among(NULL, p, PAGE, bits, WORDS) == BARCHAN_ERR_INVALID);
+    CHECK(barchan_region_arm_among(r, p, PAGES * PAGE, bits, WORDS - 1) == BARCHAN_ERR_INVALID);
+    CHECK(barchan_region_arm_among(r, p, PAGES * PAGE, NULL, WORDS) == BARCHAN_ERR_INVALID);
     CHECK(barchan_region_disarm(r, p + PAGES * PAGE, PAGE) == BARCHAN_ERR_INVALID);
     CHECK(barchan_region_peek(r, p, PAGES * PAGE, bits, WORDS - 1) == BARCHAN_ERR_INVALID);
     CHECK(barchan_region_peek(r, p, PAGES * PAGE, NULL, WORDS) == BARCHAN_ERR_INVALID);
@@ -111,6 +114,15 @@ int main(int argc, char **argv) {
     memset(bits, 0, sizeof bits);
     CHECK(barchan_region_peek(r, p, len, bits, WORDS) == BARCHAN_OK);
     CHECK(bit(bits, 10) && bit(bits, 14) && (!exact || count(bits) == 5));
+
+    /* Some of them are armed, and no others. */
+    memset(bits, 0, sizeof bits);
+    bits[0] = 1 << 11 | 1 << 13;
+    CHECK(barchan_region_arm_among(r, p, len, bits, WORDS) == BARCHAN_OK);
+    memset(bits, 0, sizeof bits);
+    CHECK(barchan_region_peek(r, p, len, bits, WORDS) == BARCHAN_OK);
+    CHECK(bit(bits, 10) && bit(bits, 12) && bit(bits, 14) && (!exact || count(bits) == 3));
+    CHECK(barchan_region_disarm(r, p + 10 * PAGE, 5 * PAGE) == BARCHAN_OK);
 
     /* Growth keeps what is known. */
     CHECK(barchan_region_resize(r, p, len + PAGE) == BARCHAN_OK);

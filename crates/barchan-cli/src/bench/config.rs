@@ -58,6 +58,10 @@ pub(crate) enum DirtySource {
     PagemapScan,
     /// Barchan's guest-pte: the D bits of the guest's page tables, in guest mode.
     GuestPte,
+    /// Barchan's guest-tlb: protection in those tables, single pages flushed.
+    GuestTlb,
+    /// Barchan's guest-direct: protection in those tables, everything flushed.
+    GuestDirect,
 }
 
 /// One configuration.
@@ -122,7 +126,14 @@ impl DirtySource {
             Self::Best => "best",
             Self::PagemapScan => "pagemap-scan",
             Self::GuestPte => "guest-pte",
+            Self::GuestTlb => "guest-tlb",
+            Self::GuestDirect => "guest-direct",
         }
+    }
+
+    /// Whether it is to be had in guest mode only.
+    pub(crate) fn needs_guest_mode(self) -> bool {
+        matches!(self, Self::GuestPte | Self::GuestTlb | Self::GuestDirect)
     }
 
     /// What the workloads report for it, where the collector tells.
@@ -131,7 +142,7 @@ impl DirtySource {
             Self::None | Self::Best => None,
             Self::PagemapScan => Some("pagemap-scan"),
             // The collector has no name for it; the library's own is asked for in `paper::collector`.
-            Self::GuestPte => Some("default"),
+            Self::GuestPte | Self::GuestTlb | Self::GuestDirect => Some("default"),
             Self::Mprotect => Some("mprotect"),
             Self::Userfaultfd => Some("uffdwp"),
             Self::SoftDirty => Some("soft"),
@@ -184,7 +195,10 @@ impl Config {
             DirtySource::Userfaultfd | DirtySource::SoftDirty => {
                 env.push(("GC_USE_GETWRITEWATCH", "1".to_owned()));
             }
-            DirtySource::PagemapScan | DirtySource::GuestPte => {
+            DirtySource::PagemapScan
+            | DirtySource::GuestPte
+            | DirtySource::GuestTlb
+            | DirtySource::GuestDirect => {
                 env.push(("BARCHAN_TRACKER", self.dirty.name().to_owned()));
             }
             DirtySource::None | DirtySource::Best => {}

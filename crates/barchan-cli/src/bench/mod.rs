@@ -71,11 +71,11 @@ impl Plan {
             },
             rounds: args.rounds.unwrap_or(if args.quick { 1 } else { ROUNDS }),
             quick: args.quick,
-            scale: args.scale.unwrap_or(1.0),
+            scale: args.runs.scale.unwrap_or(1.0),
             pause_ms: args.pause_ms,
-            markers: args.markers.unwrap_or(u32::try_from(cores).unwrap_or(1)),
+            markers: args.runs.markers.unwrap_or(u32::try_from(cores).unwrap_or(1)),
             timeout: Duration::from_secs(args.timeout),
-            no_skip: args.no_skip,
+            no_skip: args.runs.no_skip,
         }
     }
 
@@ -106,7 +106,7 @@ impl Plan {
         words.push(format!("--rounds {}", self.rounds));
         words.extend(args.workload.iter().map(|name| format!("--workload {name}")));
         words.extend(args.config.iter().map(|selector| format!("--config {selector}")));
-        if let Some(scale) = args.scale {
+        if let Some(scale) = args.runs.scale {
             words.push(format!("--scale {scale}"));
         }
         if let Some(vary) = &args.vary {
@@ -156,7 +156,7 @@ impl Candidate {
 /// Runs the subcommand.
 pub(crate) fn command(layout: &Layout, args: &BenchArgs) -> Result<ExitCode> {
     let plan = Plan::new(args);
-    if !args.list && !args.no_build {
+    if !args.list && !args.runs.no_build {
         build_needed(layout, &plan)?;
     }
     let candidates = Candidate::all(layout, &plan);
@@ -404,7 +404,7 @@ fn stamp(layout: &Layout, flavour: Flavour) -> Option<String> {
 /// Prints the table and writes the files; fails if a run failed or results disagree.
 fn publish(layout: &Layout, args: &BenchArgs, measured: &Report) -> Result<ExitCode> {
     print!("{}", report::table::render(measured));
-    if let Some(path) = &args.json {
+    if let Some(path) = &args.runs.json {
         write_file(path, &measured.to_json()?)?;
         eprintln!("measurements: {}", path.display());
     }

@@ -1,6 +1,7 @@
 //! The table and the HTML page: for a benchmark that just ended, and for `barchan report`,
 //! which draws those of an earlier one again.
 
+mod grid;
 pub(crate) mod html;
 pub(crate) mod paper;
 pub(crate) mod paper_html;

@@ -4,13 +4,14 @@ use std::fmt::Write as _;
 
 use dune_bench::{Means, Row};
 
+use super::grid::{self, Grid};
 use super::{grouped, maybe, number, table};
-use crate::bench::config::{Collector, Config, DirtySource, Mode};
+use crate::bench::config::{Collector, Config, Mode};
 use crate::bench::model::{Report, WorkloadInfo};
-use crate::bench::paper::figures::{self, TABLE_6};
+use crate::bench::paper::figures::{self, Figure, TABLE_6};
 use crate::bench::paper::model::{Micro, Paper};
-use crate::bench::paper::summary::{self, Cell};
-use crate::bench::paper::table6::{self, Line};
+use crate::bench::paper::summary;
+use crate::bench::paper::table6::{self, Line, VARIANTS};
 use crate::bench::summary as rounds;
 
 /// What the micro table's words mean, for readers of either report.
@@ -26,8 +27,8 @@ pub(super) const MICRO_NOTES: [&str; 4] = [
 ];
 
 /// What Table 6 lacks.
-pub(super) const NOT_THERE: &str = "Of the paper's variants, direct and TLB are not there, and neither is one on the \
-     page-modification log (PML): they have no row.";
+pub(super) const NOT_THERE: &str = "A variant on the page-modification log (PML) has no row: the kernel module \
+     (/dev/dune) has that log, and no tracker of the library reads it.";
 
 /// The whole report.
 pub(crate) fn render(paper: &Paper) -> String {
@@ -108,19 +109,7 @@ fn micro_table(paper: &Paper, micro: &Micro) -> String {
             paper.rounds
         ),
     );
-    line(
-        &mut out,
-        format_args!(
-            "  {:<14} {:<14} {:>11} {:>25} {:>11} {:>9} {:>8} {:>11} {:>9}",
-            "", "", "cycles", "[min – max]", "ns", "× Linux", "exits", "paper", "× Linux"
-        ),
-    );
-    let mut last: Option<Row> = None;
-    for cell in summary::cells(micro) {
-        let name = if last == Some(cell.row) { "" } else { cell.row.name() };
-        last = Some(cell.row);
-        line(&mut out, format_args!("  {name:<14} {}", micro_line(&cell)));
-    }
+    out.push_str(&micro_grid(micro).text());
     for row in Row::ALL {
         line(&mut out, format_args!("  {}: {}", row.name(), row.title()));
     }
@@ -130,30 +119,35 @@ fn micro_table(paper: &Paper, micro: &Micro) -> String {
     out
 }
 
-fn micro_line(cell: &Cell) -> String {
-    let means = cell.means.name();
-    match &cell.numbers {
-        Ok(n) => format!(
-            "{means:<14} {:>11} {:>25} {:>11} {:>9} {:>8} {:>11} {:>9}",
-            amount(n.ticks.median),
-            format!("[{} – {}]", amount(n.ticks.min), amount(n.ticks.max)),
-            amount(n.ns.median),
-            times(n.over_linux),
-            maybe(n.exits),
-            n.paper.map_or_else(|| "–".to_owned(), grouped),
-            times(n.paper_over_linux),
-        )
-        .trim_end()
-        .to_owned(),
-        Err(why) => {
-            let paper = figures::operation(cell.row);
-            let of_paper = match cell.means {
-                Means::Guest => format!("; the paper has {}", grouped(paper.dune)),
-                _ => String::new(),
-            };
-            format!("{means:<14} {why}{of_paper}")
-        }
+/// Tables 2 and 3, row by row.
+pub(super) fn micro_grid(micro: &Micro) -> Grid {
+    let mut grid = ["cycles", "[min – max]", "ns", "× Linux", "exits", "paper", "× Linux"]
+        .into_iter()
+        .fold(Grid::new().text_column("").text_column("by"), Grid::number_column);
+    let mut last: Option<Row> = None;
+    for cell in summary::cells(micro) {
+        let name = if last == Some(cell.row) { "" } else { cell.row.name() };
+        last = Some(cell.row);
+        let named = grid::Row::default().cell(name).cell(cell.means.name());
+        grid.push(match &cell.numbers {
+            Ok(n) => named
+                .cell(amount(n.ticks.median))
+                .cell(format!("[{} – {}]", amount(n.ticks.min), amount(n.ticks.max)))
+                .cell(amount(n.ns.median))
+                .cell(times(n.over_linux))
+                .cell(maybe(n.exits))
+                .cell(n.paper.map_or_else(|| "–".to_owned(), grouped))
+                .cell(times(n.paper_over_linux)),
+            Err(why) => {
+                let paper = grouped(figures::operation(cell.row).dune);
+                named.remark(match cell.means {
+                    Means::Guest => format!("{why}; the paper has {paper}"),
+                    _ => why.clone(),
+                })
+            }
+        });
     }
+    grid
 }
 
 /// Whether the workloads had less than the paper's sizes.
@@ -177,8 +171,6 @@ pub(super) fn collector_heading(report: &Report) -> String {
 
 fn collector_table(report: &Report) -> String {
     let mut out = String::new();
-    let columns: Vec<&WorkloadInfo> =
-        report.workloads.iter().filter(|w| w.unavailable.is_none()).collect();
     line(
         &mut out,
         format_args!(
@@ -187,39 +179,8 @@ fn collector_table(report: &Report) -> String {
         ),
     );
     line(&mut out, format_args!("  {}", collector_heading(report)));
-    let mut row = |name: &str, cell: &dyn Fn(&WorkloadInfo) -> String| {
-        let mut text = format!("  {name:<44}");
-        for workload in &columns {
-            let _ = write!(text, " {:>27}", cell(workload));
-        }
-        line(&mut out, format_args!("{}", text.trim_end()));
-    };
-    row("", &|workload| workload.name.clone());
-    for (name, value) in paper_lines() {
-        row(name, &|workload| of_paper(workload, value));
-    }
-    for table_line in Line::ALL {
-        let cell = |workload: &WorkloadInfo| table6::cell(report, workload, table_line);
-        row(&table_line.name(), &|workload| {
-            cell(workload).map_or_else(|| "–".to_owned(), |cell| milliseconds(&cell))
-        });
-        row("", &|workload| cell(workload).map_or_else(String::new, |cell| pauses(&cell)));
-    }
-    for mode in [Mode::Generational, Mode::Incremental] {
-        let name = format!("guest-pte over stock, {}", mode.name());
-        row(&name, &|workload| times(table6::dirty_over_stock(report, workload, mode)));
-    }
-    row("paper: dirty bits over Boehm on Linux", &|workload| {
-        times(table6::paper_dirty_over_normal(workload))
-    });
-    for mode in [Mode::Generational, Mode::Incremental] {
-        let config = Config { collector: Collector::Barchan, mode, dirty: DirtySource::GuestPte };
-        let name = format!("exits of guest-pte, {}", mode.name());
-        row(&name, &|workload| {
-            table6::counts(report, workload, config)
-                .map_or_else(|| "–".to_owned(), |[exits, ..]| grouped(exits))
-        });
-    }
+    out.push_str(&collector_grid(report).text());
+    let columns = columns(report);
     if columns.iter().any(|w| Line::ALL.iter().any(|l| gave_up(report, w, *l))) {
         line(&mut out, format_args!("  † left incremental mode on its way"));
     }
@@ -230,27 +191,76 @@ fn collector_table(report: &Report) -> String {
     out
 }
 
+/// The workloads that were measured.
+pub(super) fn columns(report: &Report) -> Vec<&WorkloadInfo> {
+    report.workloads.iter().filter(|w| w.unavailable.is_none()).collect()
+}
+
+/// Table 6: a column for each workload; the paper's lines, ours, and ratios.
+pub(super) fn collector_grid(report: &Report) -> Grid {
+    let columns = columns(report);
+    let mut grid = columns
+        .iter()
+        .fold(Grid::new().text_column(""), |grid, workload| grid.number_column(&workload.name));
+    let mut row = |name: String, cell: &dyn Fn(&WorkloadInfo) -> String| {
+        let named = grid::Row::default().cell(name);
+        grid.push(columns.iter().fold(named, |row, workload| row.cell(cell(workload))));
+    };
+    for (name, value) in PAPER_LINES {
+        row(name.to_owned(), &|workload| of_paper(workload, value));
+    }
+    for table_line in Line::ALL {
+        let named = grid::Row::default().cell(table_line.name());
+        let cell = |workload: &WorkloadInfo| table6::cell(report, workload, table_line);
+        grid.push(columns.iter().fold(named, |row, workload| match cell(workload) {
+            Some(cell) => row.cell_of_two(milliseconds(&cell), pauses(&cell)),
+            None => row.cell("–"),
+        }));
+    }
+    let mut row = |name: String, cell: &dyn Fn(&WorkloadInfo) -> String| {
+        let named = grid::Row::default().cell(name);
+        grid.push(columns.iter().fold(named, |row, workload| row.cell(cell(workload))));
+    };
+    for mode in [Mode::Generational, Mode::Incremental] {
+        for (dirty, _) in VARIANTS {
+            row(format!("{} over stock, {}", dirty.name(), mode.name()), &|workload| {
+                times(table6::over_stock(report, workload, mode, dirty))
+            });
+        }
+    }
+    for ((_, of), name) in VARIANTS.into_iter().zip(["direct port", "TLB control", "dirty bits"]) {
+        row(format!("paper: {name} over Boehm on Linux"), &|workload| {
+            times(table6::paper_over_normal(workload, of))
+        });
+    }
+    for mode in [Mode::Generational, Mode::Incremental] {
+        for (dirty, _) in VARIANTS {
+            let config = Config { collector: Collector::Barchan, mode, dirty };
+            row(format!("exits of {}, {}", dirty.name(), mode.name()), &|workload| {
+                table6::counts(report, workload, config)
+                    .map_or_else(|| "–".to_owned(), |[exits, ..]| grouped(exits))
+            });
+        }
+    }
+    grid
+}
+
 fn gave_up(report: &Report, workload: &WorkloadInfo, table_line: Line) -> bool {
     table6::cell(report, workload, table_line).is_some_and(|cell| cell.gave_up)
 }
 
-/// A line of the paper's Table 6.
-pub(super) type PaperLine = (&'static str, fn(&figures::Workload) -> f64);
-
 /// The paper's own lines.
-pub(super) fn paper_lines() -> [PaperLine; 6] {
-    [
-        ("paper: collections", |w| w.collections),
-        ("paper: allocated, MB", |w| w.allocated_mb),
-        ("paper: Boehm, incremental, on Linux", |w| w.normal_ms),
-        ("paper: Dune, direct port", |w| w.direct_ms),
-        ("paper: Dune, TLB control", |w| w.tlb_ms),
-        ("paper: Dune, dirty bits", |w| w.dirty_ms),
-    ]
-}
+const PAPER_LINES: [(&str, Figure); 6] = [
+    ("paper: collections", |w| w.collections),
+    ("paper: allocated, MB", |w| w.allocated_mb),
+    ("paper: Boehm, incremental, on Linux", |w| w.normal_ms),
+    ("paper: Dune, direct port", |w| w.direct_ms),
+    ("paper: Dune, TLB control", |w| w.tlb_ms),
+    ("paper: Dune, dirty bits", |w| w.dirty_ms),
+];
 
 /// The paper's figure of a workload.
-pub(super) fn of_paper(workload: &WorkloadInfo, value: fn(&figures::Workload) -> f64) -> String {
+fn of_paper(workload: &WorkloadInfo, value: Figure) -> String {
     TABLE_6
         .iter()
         .find(|figures| figures.name == workload.name)
@@ -258,14 +268,14 @@ pub(super) fn of_paper(workload: &WorkloadInfo, value: fn(&figures::Workload) ->
 }
 
 /// Median and range of a cell's time.
-pub(super) fn milliseconds(cell: &rounds::Cell) -> String {
+fn milliseconds(cell: &rounds::Cell) -> String {
     let [median, min, max] =
         [cell.total_s.median, cell.total_s.min, cell.total_s.max].map(|s| amount(s * 1e3));
     format!("{median} [{min} – {max}]{}", if cell.gave_up { " †" } else { "" })
 }
 
 /// A cell's pauses, and whose they are if there was a choice.
-pub(super) fn pauses(cell: &rounds::Cell) -> String {
+fn pauses(cell: &rounds::Cell) -> String {
     let collector = cell.config.collector;
     let whose =
         if collector.is_baseline() { format!("{}: ", collector.name()) } else { String::new() };
@@ -311,16 +321,16 @@ pub(super) mod tests {
     #[test]
     fn a_row_has_cycles_and_time_ratios_and_the_papers_figures() {
         let text = render(&paper());
-        let linux = find(&text, "trap           linux");
+        let linux = find(&text, "  trap    linux ");
         for wanted in ["5,000", "[4,000 – 9,000]", "2,500", "2.00×", "2,821"] {
             assert!(linux.contains(wanted), "{wanted} in {linux}");
         }
         let best = find(&text, " userfaultfd ");
         assert!(best.contains("1.00×") && best.ends_with('–'), "{best}");
-        assert!(find(&text, "getpid         linux").contains("138"));
+        assert!(find(&text, "getpid").contains("138"));
         let guest = find(&text, "895");
         assert!(guest.contains("5.00×") && guest.ends_with("6.49×"), "{guest}");
-        assert!(text.contains("guest          not here: no /dev/kvm; the paper has 587"), "{text}");
+        assert!(text.contains("guest        not here: no /dev/kvm; the paper has 587"), "{text}");
     }
 
     #[test]
@@ -333,10 +343,13 @@ pub(super) mod tests {
         assert!(find(&text, "barchan, incremental, guest-pte").contains("1,200 ["));
         assert!(find(&text, "guest-pte over stock, incremental").ends_with("0.60×"));
         assert!(find(&text, "guest-pte over stock, generational").ends_with('–'));
+        assert!(find(&text, "guest-direct over stock, incremental").ends_with("0.90×"));
+        assert!(find(&text, "guest-tlb over stock, incremental").ends_with('–'));
         assert!(find(&text, "paper: dirty bits over").ends_with("0.73×"));
+        assert!(find(&text, "paper: TLB control over").ends_with("0.76×"));
         assert!(find(&text, "exits of guest-pte, incremental").ends_with(" 30"));
         assert!(text.contains("SCALED DOWN to 0.5"), "{text}");
-        assert!(text.contains("direct and TLB are not there"), "{text}");
+        assert!(text.contains("(PML) has no row"), "{text}");
         assert!(text.contains("guest mode: none (no /dev/kvm)"), "{text}");
     }
 

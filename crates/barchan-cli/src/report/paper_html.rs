@@ -5,15 +5,12 @@ use dune_bench::Row;
 
 use super::html::{self, FOOT, escape, put};
 use super::paper::{
-    MICRO_NOTES, NOT_THERE, amount, collector_heading, host, milliseconds, of_paper, paper_lines,
-    pauses, times,
+    MICRO_NOTES, NOT_THERE, collector_grid, collector_heading, columns, host, micro_grid,
 };
-use super::{grouped, maybe, paper_plot};
-use crate::bench::config::Mode;
-use crate::bench::model::{Report, WorkloadInfo};
+use super::paper_plot;
+use crate::bench::model::Report;
 use crate::bench::paper::model::{Micro, Paper};
 use crate::bench::paper::summary;
-use crate::bench::paper::table6::{self, Line};
 use crate::bench::summary as rounds;
 
 /// The whole page.
@@ -78,44 +75,7 @@ fn operations(page: &mut String, paper: &Paper, micro: &Micro) {
             paper_plot::figure(&cells)
         ),
     );
-    page.push_str(
-        "<div class=\"card\"><table><tr><th>operation</th><th>by</th><th class=\"n\">cycles</th>\
-         <th class=\"n\">min – max</th><th class=\"n\">ns</th><th class=\"n\">× Linux</th>\
-         <th class=\"n\">exits</th><th class=\"n\">paper, cycles</th><th class=\"n\">paper, × Linux</th>\
-         </tr>\n",
-    );
-    let mut last: Option<Row> = None;
-    for cell in &cells {
-        let name = if last == Some(cell.row) { "" } else { cell.row.name() };
-        last = Some(cell.row);
-        put(
-            page,
-            format_args!(
-                "<tr><td title=\"{}\"><b>{name}</b></td><td>{}</td>",
-                escape(cell.row.title()),
-                cell.means.name()
-            ),
-        );
-        match &cell.numbers {
-            Ok(n) => {
-                let values = [
-                    amount(n.ticks.median),
-                    format!("{} – {}", amount(n.ticks.min), amount(n.ticks.max)),
-                    amount(n.ns.median),
-                    times(n.over_linux),
-                    maybe(n.exits),
-                    n.paper.map_or_else(|| "–".to_owned(), grouped),
-                    times(n.paper_over_linux),
-                ];
-                for value in values {
-                    put(page, format_args!("<td class=\"n\">{value}</td>"));
-                }
-            }
-            Err(why) => put(page, format_args!("<td colspan=\"7\">{}</td>", escape(why))),
-        }
-        page.push_str("</tr>\n");
-    }
-    page.push_str("</table></div>\n");
+    page.push_str(&micro_grid(micro).html());
     for row in Row::ALL {
         let (name, title) = (row.name(), escape(row.title()));
         put(page, format_args!("<p class=\"note\"><b>{name}</b>: {title}.</p>\n"));
@@ -126,50 +86,15 @@ fn operations(page: &mut String, paper: &Paper, micro: &Micro) {
 }
 
 fn collector(page: &mut String, report: &Report) {
-    let columns: Vec<&WorkloadInfo> =
-        report.workloads.iter().filter(|w| w.unavailable.is_none()).collect();
     put(
         page,
         format_args!(
             "<h2>Table 6: the collector</h2>\n<p class=\"soft\">Wall time in ms, median [min – max]; \
-             pauses p50/p99/max in ms. {}.</p>\n<div class=\"card\"><table><tr><th></th>",
-            escape(&collector_heading(report))
+             pauses p50/p99/max in ms. {}.</p>\n{}",
+            escape(&collector_heading(report)),
+            collector_grid(report).html()
         ),
     );
-    for workload in &columns {
-        put(page, format_args!("<th class=\"n\">{}</th>", escape(&workload.name)));
-    }
-    page.push_str("</tr>\n");
-    let mut row = |name: &str, cell: &dyn Fn(&WorkloadInfo) -> String| {
-        put(page, format_args!("<tr><td>{}</td>", escape(name)));
-        for workload in &columns {
-            put(page, format_args!("<td class=\"n\">{}</td>", cell(workload)));
-        }
-        page.push_str("</tr>\n");
-    };
-    for (name, value) in paper_lines() {
-        row(name, &|workload| of_paper(workload, value));
-    }
-    for line in Line::ALL {
-        row(&line.name(), &|workload| {
-            table6::cell(report, workload, line).map_or_else(
-                || "–".to_owned(),
-                |cell| {
-                    let (time, pauses) = (milliseconds(&cell), pauses(&cell));
-                    format!("<b>{}</b><br>{}", escape(&time), escape(&pauses))
-                },
-            )
-        });
-    }
-    for mode in [Mode::Generational, Mode::Incremental] {
-        row(&format!("guest-pte over stock, {}", mode.name()), &|workload| {
-            times(table6::dirty_over_stock(report, workload, mode))
-        });
-    }
-    row("paper: dirty bits over Boehm on Linux", &|workload| {
-        times(table6::paper_dirty_over_normal(workload))
-    });
-    page.push_str("</table></div>\n");
     put(page, format_args!("<p class=\"note\">{}</p>\n", escape(NOT_THERE)));
     for (why, names) in rounds::unavailable(report) {
         let (names, why) = (escape(&names.join(", ")), escape(why));
@@ -185,7 +110,7 @@ fn collector(page: &mut String, report: &Report) {
             ),
         );
     }
-    for workload in columns {
+    for workload in columns(report) {
         html::section(page, report, workload);
     }
 }
@@ -211,7 +136,7 @@ mod tests {
             "SCALED DOWN to 0.5",
             "0.60×",
             "1,224",
-            "direct and TLB are not there",
+            "(PML) has no row",
         ] {
             assert!(page.contains(wanted), "no {wanted:?}");
         }

@@ -53,20 +53,22 @@ fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
 
 pub(super) fn workload_table(report: &Report, workload: &WorkloadInfo) -> String {
     let mut out = String::new();
+    let rows = summary::rows(report, workload);
+    let width = rows.iter().map(|row| row.info().name.chars().count()).fold(32, usize::max);
     line(&mut out, format_args!("{}: {}  ({})", workload.name, workload.title, workload.command));
     line(
         &mut out,
         format_args!(
-            "  {:<32} {:>7} {:>17} {:>23} {:>9} {:>7} {:>8}",
+            "  {:<width$} {:>7} {:>17} {:>23} {:>9} {:>7} {:>8}",
             "", "seconds", "[min – max]", "pause ms p50/p99/max", "alloc ms", "colls", "heap MB"
         ),
     );
     let mut notes = Vec::new();
-    for row in summary::rows(report, workload) {
+    for row in &rows {
         let name = &row.info().name;
-        match &row {
+        match row {
             Row::Measured { cell, .. } => {
-                line(&mut out, format_args!("  {name:<32} {}", numbers(cell)));
+                line(&mut out, format_args!("  {name:<width$} {}", numbers(cell)));
                 if let Some(note) = fewer_rounds(report, row.failures().len(), cell) {
                     notes.push(format!("‡ {name}: {note}"));
                 }
@@ -74,7 +76,7 @@ pub(super) fn workload_table(report: &Report, workload: &WorkloadInfo) -> String
                     notes.push(format!("† {name}: the collector left incremental mode on its way"));
                 }
             }
-            Row::Failed { .. } => line(&mut out, format_args!("  {name:<32} FAILED")),
+            Row::Failed { .. } => line(&mut out, format_args!("  {name:<width$} FAILED")),
             Row::Unavailable { .. } => {} // named once, below all tables
         }
         notes.extend(row.failures().iter().map(|why| format!("! {name}, {why}")));

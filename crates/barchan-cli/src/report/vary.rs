@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use super::grid::{self, Grid};
 use super::html::escape;
 use super::number;
 use super::plot::{Axis, tick_label};
@@ -35,55 +36,65 @@ const AGAINST_UNSET: &str = "each value against the variable unset (ratio of med
 
 /// The sections as text; empty if nothing was varied.
 pub(crate) fn render(report: &Report) -> String {
-    let mut equal = String::new();
-    let mut unset = String::new();
-    for (workload, rows) in measured(report) {
-        for at in vary::at_equal_heap(&vary::curves(&rows)) {
-            put(
-                &mut equal,
-                format_args!(
-                    "  {:<16} {:<13} {:<28} {:>8} {:>8.3}  {:<44} {}\n",
-                    workload.name,
-                    at.config.mode.name(),
-                    at.point.setting,
-                    number(at.point.heap_mb),
-                    at.point.seconds,
-                    rival(&at, at.same_mode),
-                    rival(&at, at.full),
-                ),
-            );
-        }
-        for against in vary::against_unset(&rows) {
-            let [time, heap, p99, max] = ratios(&against);
-            put(
-                &mut unset,
-                format_args!(
-                    "  {:<16} {:<22} {:<32} {time:>8} {heap:>8} {p99:>8} {max:>8}\n",
-                    workload.name, against.cell.config, against.setting
-                ),
-            );
-        }
-    }
     let mut text = String::new();
-    if !equal.is_empty() {
-        put(
-            &mut text,
-            format_args!(
-                "{AT_EQUAL_HEAP}\n  {:<16} {:<13} {:<28} {:>8} {:>8}  {:<44} {}\n{equal}\n",
-                "workload", "mode", "setting", "heap MB", "seconds", "same mode", "a full mode"
-            ),
-        );
-    }
-    if !unset.is_empty() {
-        put(
-            &mut text,
-            format_args!(
-                "{AGAINST_UNSET}\n  {:<16} {:<22} {:<32} {:>8} {:>8} {:>8} {:>8}\n{unset}\n",
-                "workload", "configuration", "setting", "time", "heap", "p99", "max"
-            ),
-        );
+    for (title, grid) in grids(report) {
+        put(&mut text, format_args!("{title}\n{}\n", grid.text()));
     }
     text
+}
+
+/// The tables that have a row, with their titles.
+fn grids(report: &Report) -> impl Iterator<Item = (&'static str, Grid)> {
+    [(AT_EQUAL_HEAP, at_equal_heap(report)), (AGAINST_UNSET, against_unset(report))]
+        .into_iter()
+        .filter(|(_, grid)| !grid.is_empty())
+}
+
+fn at_equal_heap(report: &Report) -> Grid {
+    let mut grid = Grid::new()
+        .text_column("workload")
+        .text_column("mode")
+        .text_column("setting")
+        .number_column("heap MB")
+        .number_column("seconds")
+        .text_column("same mode")
+        .text_column("a full mode");
+    for (workload, rows) in measured(report) {
+        for at in vary::at_equal_heap(&vary::curves(&rows)) {
+            grid.push(
+                grid::Row::default()
+                    .cell(&workload.name)
+                    .cell(at.config.mode.name())
+                    .cell(at.point.setting.to_string())
+                    .cell(number(at.point.heap_mb))
+                    .cell(format!("{:.3}", at.point.seconds))
+                    .cell(rival(&at, at.same_mode))
+                    .cell(rival(&at, at.full)),
+            );
+        }
+    }
+    grid
+}
+
+fn against_unset(report: &Report) -> Grid {
+    let mut grid = Grid::new()
+        .text_column("workload")
+        .text_column("configuration")
+        .text_column("setting")
+        .number_column("time")
+        .number_column("heap")
+        .number_column("p99 pause")
+        .number_column("max pause");
+    for (workload, rows) in measured(report) {
+        for against in vary::against_unset(&rows) {
+            let named = grid::Row::default()
+                .cell(&workload.name)
+                .cell(against.cell.config.to_string())
+                .cell(against.setting.to_string());
+            grid.push(ratios(&against).into_iter().fold(named, grid::Row::cell));
+        }
+    }
+    grid
 }
 
 fn rival(at: &AtEqualHeap, rival: Option<(Config, f64)>) -> String {
@@ -132,72 +143,10 @@ pub(crate) fn render_html(report: &Report) -> String {
             ),
         );
     }
-    equal_heap_html(&mut page, report);
-    unset_html(&mut page, report);
+    for (title, grid) in grids(report) {
+        put(&mut page, format_args!("<p>{title}</p>{}", grid.html()));
+    }
     page
-}
-
-fn equal_heap_html(page: &mut String, report: &Report) {
-    let mut body = String::new();
-    for (workload, rows) in measured(report) {
-        for at in vary::at_equal_heap(&vary::curves(&rows)) {
-            put(
-                &mut body,
-                format_args!(
-                    "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{:.3}</td>\
-                     <td>{}</td><td>{}</td></tr>\n",
-                    escape(&workload.name),
-                    at.config.mode.name(),
-                    escape(&at.point.setting.to_string()),
-                    number(at.point.heap_mb),
-                    at.point.seconds,
-                    escape(&rival(&at, at.same_mode)),
-                    escape(&rival(&at, at.full)),
-                ),
-            );
-        }
-    }
-    if !body.is_empty() {
-        put(
-            page,
-            format_args!(
-                "<p>{AT_EQUAL_HEAP}</p><div class=\"card\"><table><tr><th>workload</th><th>mode</th>\
-                 <th>setting</th><th class=\"n\">heap MB</th><th class=\"n\">seconds</th><th>same mode</th>\
-                 <th>a full mode</th></tr>\n{body}</table></div>\n"
-            ),
-        );
-    }
-}
-
-fn unset_html(page: &mut String, report: &Report) {
-    let mut body = String::new();
-    for (workload, rows) in measured(report) {
-        for against in vary::against_unset(&rows) {
-            put(
-                &mut body,
-                format_args!(
-                    "<tr><td>{}</td><td>{}</td><td>{}</td>",
-                    escape(&workload.name),
-                    against.cell.config,
-                    escape(&against.setting.to_string())
-                ),
-            );
-            for ratio in ratios(&against) {
-                put(&mut body, format_args!("<td class=\"n\">{ratio}</td>"));
-            }
-            body.push_str("</tr>\n");
-        }
-    }
-    if !body.is_empty() {
-        put(
-            page,
-            format_args!(
-                "<p>{AGAINST_UNSET}</p><div class=\"card\"><table><tr><th>workload</th><th>configuration</th>\
-                 <th>setting</th><th class=\"n\">time</th><th class=\"n\">heap</th><th class=\"n\">p99 pause</th>\
-                 <th class=\"n\">max pause</th></tr>\n{body}</table></div>\n"
-            ),
-        );
-    }
 }
 
 /// Width and height of a figure, and the rectangle of its axes.

@@ -1,43 +1,133 @@
-//! The patched collector in guest mode.
+//! The patched collector in guest mode: its benchmark programs, and programs that Debian built.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
-use crate::same::{available, barchan, finish};
+use crate::same::{asked_runs, available, barchan, finish, installed};
 
-#[test]
-fn the_collector_on_the_guests_dirty_bits() {
-    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../../build");
-    let workload = format!("{built}/workloads/gcbench");
-    if !std::path::Path::new(&format!("{built}/collector/patched/prefix/lib/libgc.so.1")).exists()
-        || !std::path::Path::new(&workload).exists()
-    {
-        println!("skipped: the collector or the workloads are not built: barchan build");
-        return;
+/// The sources that there are in guest mode only, and the modes.
+const SOURCES: [&str; 3] = ["guest-pte", "guest-tlb", "guest-direct"];
+const MODES: [&str; 2] = ["generational", "incremental"];
+
+/// Whether the patched collector is built; prints that it is not.
+fn built() -> bool {
+    let library =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../build/collector/patched/prefix/lib/libgc.so.1");
+    let built = Path::new(library).exists();
+    if !built {
+        println!("skipped: the collector is not built: barchan build");
     }
-    if !available() {
-        return;
-    }
+    built
+}
+
+/// Runs a command on the patched collector in guest mode, which must end well; its output.
+#[track_caller]
+fn run(command: &[&str], source: &str, mode: &str) -> String {
     let directory = tempfile::tempdir().expect("a directory");
     let stats = directory.path().join("stats.json");
-    for mode in ["generational", "incremental"] {
-        let output = finish(
-            barchan()
-                .args(["run", "--dune", "--tracker", "guest-pte", "--mode", mode, "--stats"])
-                .arg(&stats)
-                .arg("--")
-                .args([&workload, "--scale", "0.1", "--stretch-depth", "15"])
-                .args(["--long-depth", "13", "--max-depth", "12", "--json"]),
-        );
-        let said = &output.stderr;
-        assert!(output.status.success(), "{mode}: {}: {said}", output.status);
-        let result: Value = serde_json::from_str(&output.stdout).expect("one line of JSON");
+    let output = finish(
+        barchan()
+            .args(["run", "--dune", "--tracker", source, "--mode", mode, "--stats"])
+            .arg(&stats)
+            .arg("--")
+            .args(command)
+            .env("LC_ALL", "C.UTF-8"),
+    );
+    let said = &output.stderr;
+    assert!(output.status.success(), "{command:?}, {source}, {mode}: {}: {said}", output.status);
+    let text = std::fs::read(&stats).expect("written");
+    let stats: Value = serde_json::from_slice(&text).expect("JSON");
+    assert!(stats["guest_processes"][0]["exits"].as_u64() > Some(0), "{stats}");
+    let process = &stats["processes"][0];
+    assert_eq!(process["source"], source, "{stats}");
+    assert!(process["dirty_bits"]["pages_armed"].as_u64() > Some(0), "{stats}");
+    output.stdout
+}
+
+#[test]
+fn the_collector_on_the_guests_page_tables() {
+    let workload = concat!(env!("CARGO_MANIFEST_DIR"), "/../../build/workloads/gcbench");
+    if !built() || !available() {
+        return;
+    }
+    if !Path::new(workload).exists() {
+        println!("skipped: the workloads are not built: barchan build");
+        return;
+    }
+    let command = [workload, "--scale", "0.1", "--stretch-depth", "15", "--long-depth", "13"];
+    let command = [&command[..], &["--max-depth", "12", "--json"]].concat();
+    for (source, mode) in SOURCES.into_iter().flat_map(|s| MODES.map(|mode| (s, mode))) {
+        let printed = run(&command, source, mode);
+        let result: Value = serde_json::from_str(&printed).expect("one line of JSON");
         assert_eq!(result["ok"], true, "it checks its own results: {result}");
         assert_eq!(result["incremental"], true, "{result}");
-        let text = std::fs::read(&stats).expect("written");
-        let stats: Value = serde_json::from_slice(&text).expect("JSON");
-        let process = &stats["processes"][0];
-        assert_eq!(process["source"], "guest-pte", "{stats}");
-        assert!(process["dirty_bits"]["pages_armed"].as_u64() > Some(0), "{stats}");
-        assert!(stats["guest_processes"][0]["exits"].as_u64() > Some(0), "{stats}");
     }
+}
+
+/// A program prints on the patched collector in guest mode what it prints natively on its own.
+#[track_caller]
+fn prints_the_same(command: &[&str]) {
+    if !built() || !installed(command[0]) || !available() {
+        return;
+    }
+    let mut native = Command::new(command[0]);
+    let native = finish(native.args(&command[1..]).env("LC_ALL", "C.UTF-8"));
+    assert!(native.status.success(), "natively: {}: {}", native.status, native.stderr);
+    assert!(native.stdout.len() > 200, "natively it prints next to nothing: {}", native.stdout);
+    let sources = if asked_runs().is_some() { &SOURCES[..] } else { &SOURCES[..1] };
+    for (source, mode) in sources.iter().flat_map(|s| MODES.map(|mode| (s, mode))) {
+        let printed = run(command, source, mode);
+        assert!(printed == native.stdout, "{source}, {mode}: another output: {printed}");
+        println!("{} on {source}, {mode}: same output", command[0]);
+    }
+}
+
+/// A script of the native comparison (`tests/programs.rs`).
+fn script(name: &str) -> String {
+    format!("{}/tests/programs/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A file with what `line` says of the numbers below `count`.
+fn file(count: u64, line: impl Fn(&mut String, u64)) -> tempfile::NamedTempFile {
+    let mut text = String::new();
+    (0..count).for_each(|number| line(&mut text, number));
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), text).expect("a file to read");
+    file
+}
+
+fn lines() -> tempfile::NamedTempFile {
+    file(2_000, |text, n| writeln!(text, "line {n} of the file, {}", n * n).expect("a String"))
+}
+
+#[test]
+fn guile_on_the_collector() {
+    let lines = lines();
+    let path = lines.path().to_string_lossy().into_owned();
+    prints_the_same(&["guile", "--no-auto-compile", "-q", &script("heap.scm"), &path]);
+}
+
+#[test]
+fn ecl_on_the_collector() {
+    let lines = lines();
+    let path = format!("HEAP_FILE={}", lines.path().display());
+    // `env` is what finds ecl, so that natively and here the same variable is set.
+    if installed("ecl") {
+        let script = script("heap.lisp");
+        prints_the_same(&["env", &path, "ecl", "--norc", "--shell", &script]);
+    }
+}
+
+#[test]
+fn w3m_on_the_collector() {
+    let rows = file(1_000, |text, n| {
+        let head = if n == 0 { "<table border=1>" } else { "" };
+        writeln!(text, "{head}<tr><td>{n}</td><td>row {n}</td><td><b>{}</b></td></tr>", n * n)
+            .expect("a String");
+    });
+    let path = rows.path().to_string_lossy().into_owned();
+    prints_the_same(&["w3m", "-dump", "-cols", "80", "-T", "text/html", &path]);
 }

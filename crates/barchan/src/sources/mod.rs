@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::{KernelWrites, PageRange, RegionError, Source, Stats, Unavailable, WriteTracker};
 
 pub(crate) mod all_dirty;
-pub(crate) mod guest_pte;
+pub(crate) mod guest;
 pub(crate) mod mprotect;
 pub(crate) mod pagemap_scan;
 pub(crate) mod soft_dirty;
@@ -39,7 +39,9 @@ pub(crate) trait Opened: Send + Sync {
 /// Opens `source`; whether it then also works is for the probe to see.
 pub(crate) fn open(source: Source) -> Result<Arc<dyn Opened>, Unavailable> {
     Ok(match source {
-        Source::GuestPte => Arc::new(guest_pte::GuestPte::open()?),
+        Source::GuestPte | Source::GuestTlb | Source::GuestDirect => {
+            Arc::new(guest::Guest::open(source)?)
+        }
         Source::PagemapScan => Arc::new(pagemap_scan::PagemapScan::open()?),
         Source::Mprotect => Arc::new(mprotect::Mprotect::open()?),
         Source::AllDirty => Arc::new(all_dirty::AllDirty::default()),

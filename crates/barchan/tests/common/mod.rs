@@ -39,8 +39,8 @@ pub fn tracker(source: Source) -> Option<Tracker> {
         Ok(tracker) => Some(tracker),
         Err(why) => {
             assert!(
-                source != Source::GuestPte || !is_in_guest_mode(),
-                "in guest mode there is guest-pte: {why}"
+                !source.needs_guest_mode() || !is_in_guest_mode(),
+                "in guest mode there is {source}: {why}"
             );
             println!("skipped: {why}");
             None
@@ -62,7 +62,7 @@ pub fn again_in_guest_mode() {
     let output = std::process::Command::new(std::env::current_exe().expect("this program"))
         .args(["--skip", "in_guest_mode", "--nocapture", "--test-threads", "1"])
         .env("LD_PRELOAD", library)
-        .env(SOURCES, "guest-pte,pagemap-scan")
+        .env(SOURCES, "guest-pte,guest-tlb,guest-direct,pagemap-scan")
         .output()
         .expect("this program starts");
     let said = String::from_utf8_lossy(&output.stdout).into_owned()

@@ -312,6 +312,16 @@ fn guest_pte() {
 }
 
 #[test]
+fn guest_tlb() {
+    passes(Source::GuestTlb);
+}
+
+#[test]
+fn guest_direct() {
+    passes(Source::GuestDirect);
+}
+
+#[test]
 fn pagemap_scan() {
     passes(Source::PagemapScan);
 }

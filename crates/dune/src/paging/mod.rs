@@ -19,6 +19,8 @@ pub const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
 /// Software bit 9 of a leaf entry: the program has protected the page (`faults`), and nobody else gives
 /// the right to write back.
 pub const HELD: u64 = 1 << 9;
+/// Software bit 10 of a leaf entry that is [`HELD`]: whoever gives the right to write back flushes the TLB.
+pub const FLUSHED: u64 = 1 << 10;
 /// Entries of a table.
 pub const ENTRIES: usize = 512;
 /// Bytes that one entry of the lowest level maps.

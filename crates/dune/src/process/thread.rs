@@ -106,6 +106,11 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Thread> {
     (0..USED.load(Ordering::Acquire)).map(record)
 }
 
+/// Whether this process has, and has ever had, one CPU only. While the only thread asks, nobody makes another.
+pub(crate) fn alone() -> bool {
+    USED.load(Ordering::Acquire) <= 1
+}
+
 impl Thread {
     /// Takes a slot, with a CPU.
     ///

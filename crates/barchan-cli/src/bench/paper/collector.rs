@@ -31,6 +31,8 @@ pub(crate) fn configs() -> Vec<Config> {
                 (Collector::Debian, DirtySource::Mprotect),
                 (Collector::Pinned, DirtySource::Mprotect),
                 (Collector::Barchan, DirtySource::PagemapScan),
+                (Collector::Barchan, DirtySource::GuestDirect),
+                (Collector::Barchan, DirtySource::GuestTlb),
                 (Collector::Barchan, DirtySource::GuestPte),
             ]
         } else {
@@ -63,14 +65,14 @@ pub(super) fn prepare(layout: &Layout, args: &PaperArgs, guest: &Guest) -> Resul
         settings: vec![None],
         rounds: args.rounds,
         quick: false,
-        scale: args.scale.unwrap_or(1.0),
+        scale: args.runs.scale.unwrap_or(1.0),
         pause_ms: args.pause_ms.unwrap_or(DEFAULT_PAUSE_MS),
-        markers: args.markers.unwrap_or(u32::try_from(cores).unwrap_or(1)),
+        markers: args.runs.markers.unwrap_or(u32::try_from(cores).unwrap_or(1)),
         timeout: Duration::from_secs(args.timeout),
-        no_skip: args.no_skip,
+        no_skip: args.runs.no_skip,
     };
     let mut library = layout.root().join("target/release/libbarchan_dune.so");
-    if !args.no_build {
+    if !args.runs.no_build {
         build_needed(layout, &plan)?;
         if guest.why.is_none() {
             library = build::dune_library(layout)?;
@@ -122,7 +124,7 @@ impl Trial<'_> {
         environment: &[(String, String)],
         records: &Path,
     ) -> std::result::Result<Ready, String> {
-        let in_guest = config.dirty == DirtySource::GuestPte;
+        let in_guest = config.dirty.needs_guest_mode();
         if let Some(why) = self.guest.why.as_ref().filter(|_| in_guest) {
             return Err(why.clone());
         }
@@ -213,12 +215,14 @@ mod tests {
     #[test]
     fn each_mode_has_both_stock_collectors_and_dirty_modes_have_ours_on_both_sides() {
         let names: Vec<_> = configs().iter().map(Config::to_string).collect();
-        assert_eq!(names.len(), 2 * 2 + 2 * 4);
+        assert_eq!(names.len(), 2 * 2 + 2 * 6);
         for name in [
             "debian/full",
             "pinned/full-parallel",
             "debian/incremental/mprotect",
             "barchan/generational/pagemap-scan",
+            "barchan/incremental/guest-direct",
+            "barchan/generational/guest-tlb",
             "barchan/incremental/guest-pte",
         ] {
             assert!(names.iter().any(|found| found == name), "{name} in {names:?}");

@@ -48,6 +48,9 @@ pub(crate) struct Workload {
     pub(crate) dirty_ms: f64,
 }
 
+/// A figure of a column.
+pub(crate) type Figure = fn(&Workload) -> f64;
+
 /// Table 6.
 pub(crate) const TABLE_6: [Workload; 4] = [
     Workload {

@@ -8,8 +8,7 @@
 //! | `model` | the measurements, as JSON |
 //! | `summary`, `table6` | medians, ranges, ratios |
 //!
-//! Of the paper's variants of the collector, *direct* and *TLB* are not there, and neither is one on the
-//! page-modification log: they are no rows, and the table says so.
+//! A variant of the collector on the page-modification log is not there, and the table says so.
 
 pub(crate) mod collector;
 pub(crate) mod figures;
@@ -87,11 +86,11 @@ fn words(args: &PaperArgs) -> String {
         None => {}
     }
     words.push(format!("--rounds {}", args.rounds));
-    words.extend(args.scale.map(|scale| format!("--scale {scale}")));
+    words.extend(args.runs.scale.map(|scale| format!("--scale {scale}")));
     words.extend(args.workload.iter().map(|name| format!("--workload {name}")));
-    words.extend(args.no_skip.then(|| "--no-skip".to_owned()));
+    words.extend(args.runs.no_skip.then(|| "--no-skip".to_owned()));
     words.extend(args.pause_ms.map(|ms| format!("--pause-ms {ms}")));
-    words.extend(args.markers.map(|markers| format!("--markers {markers}")));
+    words.extend(args.runs.markers.map(|markers| format!("--markers {markers}")));
     words.join(" ")
 }
 
@@ -107,7 +106,7 @@ fn find_guest() -> Guest {
 /// Prints the tables and writes the files; fails if something that could be measured was not.
 fn publish(layout: &Layout, args: &PaperArgs, paper: &Paper) -> Result<ExitCode> {
     print!("{}", report::paper::render(paper));
-    if let Some(path) = &args.json {
+    if let Some(path) = &args.runs.json {
         write_file(path, &paper.to_json()?)?;
         eprintln!("measurements: {}", path.display());
     }

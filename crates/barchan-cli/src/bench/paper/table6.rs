@@ -16,14 +16,18 @@ pub(crate) enum Line {
 
 impl Line {
     /// All, in the order of the table.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Stock(Mode::Full),
         Self::Stock(Mode::FullParallel),
         Self::Stock(Mode::Generational),
         Self::Ours(Mode::Generational, DirtySource::PagemapScan),
+        Self::Ours(Mode::Generational, DirtySource::GuestDirect),
+        Self::Ours(Mode::Generational, DirtySource::GuestTlb),
         Self::Ours(Mode::Generational, DirtySource::GuestPte),
         Self::Stock(Mode::Incremental),
         Self::Ours(Mode::Incremental, DirtySource::PagemapScan),
+        Self::Ours(Mode::Incremental, DirtySource::GuestDirect),
+        Self::Ours(Mode::Incremental, DirtySource::GuestTlb),
         Self::Ours(Mode::Incremental, DirtySource::GuestPte),
     ];
 
@@ -34,8 +38,8 @@ impl Line {
                 format!("stock, {}, mprotect", mode.name())
             }
             Self::Stock(mode) => format!("stock, {}", mode.name()),
-            Self::Ours(mode, DirtySource::GuestPte) => {
-                format!("barchan, {}, guest-pte (Dune mode)", mode.name())
+            Self::Ours(mode, dirty) if dirty.needs_guest_mode() => {
+                format!("barchan, {}, {} (Dune mode)", mode.name(), dirty.name())
             }
             Self::Ours(mode, dirty) => format!("barchan, {}, {}", mode.name(), dirty.name()),
         }
@@ -67,21 +71,29 @@ pub(crate) fn cell(report: &Report, workload: &WorkloadInfo, line: Line) -> Opti
         .cloned()
 }
 
-/// Guest-pte in Dune mode over the better stock collector by mprotect, in one mode; below 1 it is faster.
-pub(crate) fn dirty_over_stock(
+/// The three variants in Dune mode, and the paper's figure of each.
+pub(crate) const VARIANTS: [(DirtySource, figures::Figure); 3] = [
+    (DirtySource::GuestDirect, |w| w.direct_ms),
+    (DirtySource::GuestTlb, |w| w.tlb_ms),
+    (DirtySource::GuestPte, |w| w.dirty_ms),
+];
+
+/// A variant in Dune mode over the better stock collector by mprotect, in one mode; below 1 it is faster.
+pub(crate) fn over_stock(
     report: &Report,
     workload: &WorkloadInfo,
     mode: Mode,
+    dirty: DirtySource,
 ) -> Option<f64> {
-    let ours = cell(report, workload, Line::Ours(mode, DirtySource::GuestPte))?;
+    let ours = cell(report, workload, Line::Ours(mode, dirty))?;
     let stock = cell(report, workload, Line::Stock(mode))?;
     Some(ours.total_s.median / stock.total_s.median)
 }
 
-/// The same ratio in the paper.
-pub(crate) fn paper_dirty_over_normal(workload: &WorkloadInfo) -> Option<f64> {
-    let of = figures::TABLE_6.iter().find(|figures| figures.name == workload.name)?;
-    Some(of.dirty_ms / of.normal_ms)
+/// The same ratio in the paper, of its figure `of`.
+pub(crate) fn paper_over_normal(workload: &WorkloadInfo, of: figures::Figure) -> Option<f64> {
+    let figures = figures::TABLE_6.iter().find(|figures| figures.name == workload.name)?;
+    Some(of(figures) / figures.normal_ms)
 }
 
 /// Medians of guest mode's counts: exits, monitor's faults, system calls.
@@ -122,7 +134,7 @@ pub(crate) mod tests {
             reported_source: None,
         };
         let run = |(name, total_s, incremental): &(&str, f64, bool)| {
-            let guest = name.ends_with("guest-pte").then_some(GuestCounts {
+            let guest = name.contains("/guest-").then_some(GuestCounts {
                 exits: 30,
                 monitor_faults: 20,
                 system_calls: 10,
@@ -176,6 +188,7 @@ pub(crate) mod tests {
             ("debian/incremental/mprotect", 2.0, true),
             ("pinned/incremental/mprotect", 1.0, false),
             ("barchan/incremental/pagemap-scan", 0.7, true),
+            ("barchan/incremental/guest-direct", 1.8, true),
             ("barchan/incremental/guest-pte", 1.2, true),
         ])
     }
@@ -189,9 +202,11 @@ pub(crate) mod tests {
         let stock = of(Line::Stock(Mode::Incremental));
         assert_eq!(stock.as_deref(), Some("debian/incremental/mprotect"), "the other left it");
         assert_eq!(of(Line::Stock(Mode::Generational)), None);
-        let ratio = dirty_over_stock(&report, workload, Mode::Incremental);
-        assert_eq!(ratio, Some(1.2 / 2.0));
-        assert_eq!(paper_dirty_over_normal(workload), Some(888.0 / 1224.0));
+        let ratio = |dirty| over_stock(&report, workload, Mode::Incremental, dirty);
+        let ratios = VARIANTS.map(|(dirty, _)| ratio(dirty));
+        assert_eq!(ratios, [Some(1.8 / 2.0), None, Some(1.2 / 2.0)]);
+        let paper = VARIANTS.map(|(_, of)| paper_over_normal(workload, of));
+        assert_eq!(paper, [1176.0, 933.0, 888.0].map(|ms| Some(ms / 1224.0)));
         let guest = Config {
             collector: Collector::Barchan,
             mode: Mode::Incremental,
