@@ -73,6 +73,11 @@ pub(crate) struct Guest<'a> {
 /// The privilege level at which SYSCALL arrives: 0, or 3 on a paravirtual host; 255: not known yet.
 static SYSCALL_RING: AtomicU8 = AtomicU8::new(255);
 
+/// Whether the host is known to be a paravirtual one, where ring 0 is interpreted and page tables are shadowed.
+pub(crate) fn paravirtual() -> bool {
+    SYSCALL_RING.load(Ordering::Relaxed) == 3
+}
+
 /// A thread's life in guest mode, from the state that its record says.
 pub(crate) fn begin(thread: &'static Thread) -> ! {
     // SAFETY: once for each life of the thread; the reference goes with it.
