@@ -72,7 +72,7 @@ const SUITE: &[Entry] = &[
         target: &["--test", "oracle"],
         arguments: &["--nocapture", "--exact", "guest_pte"],
         environment: &[
-            ("BARCHAN_ORACLE_SECONDS", "2"),
+            ("BARCHAN_ORACLE_ROUNDS", "60"),
             ("BARCHAN_TEST_SOURCES", "guest-pte"),
             ("LD_PRELOAD", RUNTIME),
         ],
