@@ -26,10 +26,10 @@ struct Entry {
 /// Where the guest-mode runtime is in the guest.
 const RUNTIME: &str = "/test/libbarchan_dune.so";
 
-/// What runs in QEMU only if `BARCHAN_TCG_DIRTY_BITS` is set, natively it is among the crates' tests: `memory`, in which
-/// the virtual CPU of a new thread ends by a triple fault now and then, before its first exception was pushed
-/// (unexplained); `dirty`, of which a test stood still for two minutes once; and the oracle, which goes by the
-/// clock, so that an emulator that waits for a processor may make too few rounds to prove anything.
+/// What runs in QEMU only if `BARCHAN_TCG_DIRTY_BITS` is set, natively it is among the crates' tests: `memory`, `dirty` and
+/// the oracle of guest-pte. Now and then a virtual CPU of theirs ends there by a triple fault, or takes the same
+/// fault for ever. Traced (`docs/adr/0009-emulators-as-test-hosts.md`): KVM's control block of that CPU then holds
+/// the *host's* state, which no guest can write. Not seen natively.
 fn if_asked_for(host: Host, _: Series) -> bool {
     host == Host::Tcg && std::env::var_os("BARCHAN_TCG_DIRTY_BITS").is_some()
 }
