@@ -335,3 +335,34 @@ fn an_exception_that_cannot_be_delivered_is_told() {
         println!("{text}");
     }
 }
+
+/// An exception that takes a stack of its own loads SS with null; the program finds it as it was.
+#[test]
+fn the_stack_segment_is_as_it_was_after_a_fault() {
+    fn stack_segment() -> u16 {
+        let ss: u16;
+        // SAFETY: reads a register.
+        unsafe { std::arch::asm!("mov {0:x}, ss", out(reg) ss, options(nomem, nostack)) };
+        ss
+    }
+    passes(|| {
+        install(libc::SIGSEGV);
+        let before = stack_segment();
+        assert_ne!(before & !3, 0, "{before:#x}");
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping, touched within its length, each time in a part that has no entries yet.
+        unsafe {
+            let start = libc::mmap(null_mut(), 64 << 20, both, flags, -1, 0).cast::<u8>();
+            let mut found = [0; 16];
+            for (n, found) in found.iter_mut().enumerate() {
+                // No system call comes between, which would load SS again.
+                start.add((8 + n) * (2 << 20)).write_volatile(1);
+                *found = stack_segment();
+            }
+            assert_eq!(found, [before; 16]);
+        }
+        read(0);
+        assert_eq!((noted(), stack_segment()), ((libc::SIGSEGV, SEGV_MAPERR, 0, 14), before));
+    });
+}

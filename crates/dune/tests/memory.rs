@@ -4,9 +4,10 @@ mod support;
 
 use std::ffi::c_void;
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dune::PAGE_SIZE as PAGE;
-use support::{End, passes, run};
+use support::{End, passes, run, run_to_enter};
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -205,4 +206,82 @@ fn threads_may_map_and_unmap_while_others_fault() {
             }
         });
     });
+}
+
+/// A thread that is new has a CPU that is new: its descriptors and its fault stack are first used while others
+/// map and unmap.
+#[test]
+fn threads_begin_while_others_map_and_unmap() {
+    passes(|| {
+        let (stop, begun) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let rounds = 24;
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        let start = map(64 * PAGE);
+                        for page in 0..64 {
+                            // SAFETY: in the mapping.
+                            unsafe { start.add(page * PAGE).write_volatile(1) };
+                        }
+                        // SAFETY: nobody uses it any more.
+                        assert_eq!(unsafe { libc::munmap(start.cast(), 64 * PAGE) }, 0);
+                    }
+                });
+            }
+            // They wait for the last: each gets a CPU of its own.
+            for _ in 0..rounds {
+                scope.spawn(|| {
+                    let own = map(16 * PAGE);
+                    // SAFETY: in the mapping.
+                    unsafe { own.add(15 * PAGE).write_volatile(1) };
+                    begun.fetch_add(1, Ordering::Relaxed);
+                    while begun.load(Ordering::Relaxed) < rounds {
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                    }
+                });
+            }
+            while begun.load(Ordering::Relaxed) < rounds {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    });
+}
+
+/// Which pages of `start` on are there, as the kernel tells.
+fn resident(start: *mut u8, pages: usize) -> usize {
+    let mut there = vec![0u8; pages];
+    // SAFETY: one byte for each page of a mapping.
+    let done = unsafe { libc::mincore(start.cast(), pages * PAGE, there.as_mut_ptr()) };
+    assert_eq!(done, 0);
+    there.iter().filter(|byte| **byte & 1 != 0).count()
+}
+
+/// Where the host shadows page tables, a first touch is dear: small new memory comes with its pages. Not once the
+/// program makes pages itself, and not what is big or a stack.
+#[test]
+fn small_new_memory_has_its_pages_where_tables_are_shadowed() {
+    use dune::host::kind::{HostKind, measure};
+    let ended = run_to_enter(|| {
+        let shadowed = measure().expect("guest mode").kind == Some(HostKind::Paravirtual);
+        let expected = |pages| if shadowed { pages } else { 0 };
+        assert_eq!(resident(map(64 * PAGE), 64), expected(64));
+        assert_eq!(resident(map(65 * PAGE), 65), 0, "more than 256 KiB");
+        // SAFETY: a new mapping; the break goes up by new memory, and stays.
+        unsafe {
+            let flags = ANONYMOUS | libc::MAP_STACK;
+            let stack = libc::mmap(null_mut(), 16 * PAGE, READ_WRITE, flags, -1, 0);
+            assert_eq!(resident(stack.cast(), 16), 0, "a stack");
+            let start = (libc::sbrk(0) as usize).next_multiple_of(PAGE);
+            assert_eq!(libc::brk((start + 32 * PAGE) as *mut c_void), 0);
+            assert_eq!(resident(start as *mut u8, 32), expected(32));
+            // Refused or not, it was asked for.
+            libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC);
+            assert_eq!(resident(map(64 * PAGE), 64), 0, "somebody else may make them");
+        }
+    });
+    if let Some((end, text)) = ended {
+        assert_eq!(end, End::Exit(0), "the guest said:\n{text}");
+    }
 }

@@ -26,10 +26,9 @@ struct Entry {
 /// Where the guest-mode runtime is in the guest.
 const RUNTIME: &str = "/test/libbarchan_dune.so";
 
-/// What runs in QEMU only if `BARCHAN_TCG_DIRTY_BITS` is set, natively it is among the crates' tests: `memory`, in which
-/// the virtual CPU of a new thread ends by a triple fault now and then, before its first exception was pushed
-/// (unexplained); `dirty`, of which a test stood still for two minutes once; and the oracle, which goes by the
-/// clock, so that an emulator that waits for a processor may make too few rounds to prove anything.
+/// What runs in QEMU only if `BARCHAN_TCG_DIRTY_BITS` is set, natively it is among the crates' tests: `memory`, `dirty` and
+/// the oracle of guest-pte. Virtual CPUs were lost in them, by a fault of QEMU's that `tcg` tells of and that
+/// is avoided now. Twenty runs with each kernel are yet to show that nothing else was wrong.
 fn if_asked_for(host: Host, _: Series) -> bool {
     host == Host::Tcg && std::env::var_os("BARCHAN_TCG_DIRTY_BITS").is_some()
 }
@@ -72,7 +71,7 @@ const SUITE: &[Entry] = &[
         target: &["--test", "oracle"],
         arguments: &["--nocapture", "--exact", "guest_pte"],
         environment: &[
-            ("BARCHAN_ORACLE_SECONDS", "2"),
+            ("BARCHAN_ORACLE_ROUNDS", "60"),
             ("BARCHAN_TEST_SOURCES", "guest-pte"),
             ("LD_PRELOAD", RUNTIME),
         ],

@@ -8,7 +8,8 @@
 //!
 //! `BARCHAN_ORACLE_WRITES=100000000 BARCHAN_ORACLE_THREADS=4 cargo test --release -p barchan
 //! --test oracle -- --nocapture` for the long run; by default it runs for some seconds a source
-//! (`BARCHAN_ORACLE_SECONDS`). That the oracle can fail is a test too: trackers broken on purpose
+//! (`BARCHAN_ORACLE_SECONDS`), or for so many rounds however long they take (`BARCHAN_ORACLE_ROUNDS`, for an
+//! emulator that waits for a processor itself). That the oracle can fail is a test too: trackers broken on purpose
 //! have to be caught.
 #![allow(unreachable_pub)]
 
@@ -44,6 +45,17 @@ struct Plan {
 enum End {
     After(Duration),
     Writes(u64),
+    Rounds(u64),
+}
+
+impl End {
+    /// Rounds and writes below which a run that ends so proves nothing.
+    fn at_least(self) -> (u64, u64) {
+        match self {
+            Self::Rounds(count) => (count, 100 * count),
+            _ => (ROUNDS_AT_LEAST, WRITES_AT_LEAST),
+        }
+    }
 }
 
 /// What is wrong with the tracker.
@@ -91,8 +103,9 @@ fn default_plan() -> Plan {
     let seconds = env_number("BARCHAN_ORACLE_SECONDS").unwrap_or(6);
     Plan {
         threads: env_number("BARCHAN_ORACLE_THREADS").unwrap_or(4) as usize,
-        end: env_number("BARCHAN_ORACLE_WRITES")
-            .map_or(End::After(Duration::from_secs(seconds)), End::Writes),
+        end: (env_number("BARCHAN_ORACLE_WRITES").map(End::Writes))
+            .or_else(|| env_number("BARCHAN_ORACLE_ROUNDS").map(End::Rounds))
+            .unwrap_or(End::After(Duration::from_secs(seconds))),
         stopped: false,
         sabotage: Sabotage::Nothing,
     }
@@ -131,14 +144,18 @@ fn collect_until_end(tracker: &Tracker, plan: Plan, shared: &Shared) -> Result<T
     let mut tally = Tally::default();
     let mut random = Random::new(99);
     let began = Instant::now();
-    let done = |rounds| match plan.end {
-        // At least enough to prove something, on a slow machine too.
-        End::After(time) => {
-            let enough =
-                rounds >= ROUNDS_AT_LEAST && shared.writes.load(Relaxed) >= WRITES_AT_LEAST;
-            began.elapsed() >= time && (enough || began.elapsed() >= time + PATIENCE)
+    let (rounds_at_least, writes_at_least) = plan.end.at_least();
+    let done = |rounds| {
+        let writes = shared.writes.load(Relaxed);
+        let enough = rounds >= rounds_at_least && writes >= writes_at_least;
+        match plan.end {
+            // At least enough to prove something, on a slow machine too.
+            End::After(time) => {
+                began.elapsed() >= time && (enough || began.elapsed() >= time + PATIENCE)
+            }
+            End::Writes(count) => writes >= count,
+            End::Rounds(_) => enough,
         }
-        End::Writes(count) => shared.writes.load(Relaxed) >= count,
     };
     while !done(tally.rounds) {
         tally.rounds += 1;
@@ -290,12 +307,16 @@ fn passes(source: Source) {
     for stopped in if stopped { vec![true] } else { vec![false, true] } {
         let mut plan = Plan { stopped, ..default_plan() };
         if stopped && source != Source::SoftDirty {
-            plan.end = End::After(Duration::from_secs(1));
+            plan.end = match plan.end {
+                End::Rounds(count) => End::Rounds(count / 2),
+                _ => End::After(Duration::from_secs(1)),
+            };
         }
         match run(&tracker, plan) {
             Ok(tally) => {
                 println!("oracle: {source}, stopped: {stopped}, 0 missed, {tally:?}");
-                let enough = tally.rounds >= ROUNDS_AT_LEAST && tally.writes >= WRITES_AT_LEAST;
+                let (rounds, writes) = plan.end.at_least();
+                let enough = tally.rounds >= rounds && tally.writes >= writes;
                 assert!(enough, "{source} proves nothing: {tally:?}");
                 if source != Source::AllDirty {
                     assert!(tally.clean > 1000, "{source} proves nothing: {tally:?}");

@@ -10,6 +10,8 @@ use crate::sys;
 
 const EINVAL: i64 = -(libc::EINVAL as i64);
 const ENOMEM: i64 = -(libc::ENOMEM as i64);
+/// `USERFAULTFD_IOC_NEW`: how `/dev/userfaultfd` gives a descriptor.
+pub(super) const NEW_USERFAULTFD: u64 = 0xaa00;
 
 fn make(nr: i64, a: [u64; 6]) -> i64 {
     // SAFETY: the program asked for it, and it does not touch the arena: `touches_arena`. None of
@@ -58,6 +60,11 @@ fn granted_later(start: i64, len: u64, prot: u64, flags: u64) {
     let mut space = SPACE.lock();
     if flags & libc::MAP_ANONYMOUS as u64 != 0 && flags & libc::MAP_PRIVATE as u64 != 0 {
         granted(&mut space, start, len, prot);
+        let sparse =
+            libc::MAP_STACK | libc::MAP_NORESERVE | libc::MAP_HUGETLB | libc::MAP_GROWSDOWN;
+        if start > 0 && prot & libc::PROT_WRITE as u64 != 0 && flags & sparse as u64 == 0 {
+            space.make_pages(start as u64, len);
+        }
     }
 }
 
@@ -113,6 +120,7 @@ pub(super) fn brk(a: [u64; 6]) -> i64 {
     let (old, new) = (before.next_multiple_of(4096), (result as u64).next_multiple_of(4096));
     if new > old {
         let _ = space.mapped(old, new - old, libc::PROT_READ | libc::PROT_WRITE);
+        space.make_pages(old, new - old);
     }
     result
 }

@@ -43,6 +43,11 @@ pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
         _ => {}
     }
     let a = if nr as i64 == libc::SYS_madvise { memory::advice(a) } else { a };
+    if nr as i64 == libc::SYS_userfaultfd
+        || nr as i64 == libc::SYS_ioctl && a[1] == memory::NEW_USERFAULTFD
+    {
+        SPACE.lock().leave_pages();
+    }
     let record = &guest.thread.under_way;
     let pending = written::before(record, nr, &a);
     let outcome = make(guest, nr, a);

@@ -51,6 +51,8 @@ pub(crate) enum Outcome {
 enum Place {
     /// The registers are the program's, at ring 3.
     Ring3,
+    /// So they are, but an exception may have loaded SS with null on its way to its stub.
+    Faulted,
     /// The registers are the program's, and the CPU is at ring 0 still, in the stub of SYSCALL.
     Ring0,
     /// The registers are the CPU's own, wherever it is: nothing may be moved.
@@ -160,6 +162,7 @@ impl Guest<'_> {
                     match faults::part_at(registers.rip) {
                         Some(Part::Exit) => return self.exception(14),
                         Some(Part::Beginning) => {
+                            self.place = Place::Faulted;
                             // The instruction will fault again.
                             let frame = tables::read_frame(self.thread.index, 14);
                             registers.rip = frame.rip;
@@ -195,7 +198,14 @@ impl Guest<'_> {
             // No processor goes there; and from ring 0 it would not come back.
             return self.segv_at_return();
         }
-        if self.place == Place::Ring0 {
+        if self.place == Place::Faulted && !is_paravirtual() {
+            // The processor loads SS with null where it takes a stack of the IST (SDM 3A §6.14.5), and only a return
+            // from an interrupt loads it again. It gives back no IF that it does not find set.
+            let (rip, rflags, rsp) = (registers.rip, registers.rflags, registers.rsp);
+            registers.rsp = tables::write_iret_frame(self.thread.index, rip, rflags, rsp);
+            registers.rip = tables::iret() as u64;
+            registers.rflags = 0x202;
+        } else if self.place == Place::Ring0 {
             if self.all {
                 let (rip, rflags, rsp) = (registers.rip, registers.rflags, registers.rsp);
                 registers.rsp = tables::write_iret_frame(self.thread.index, rip, rflags, rsp);
@@ -276,7 +286,7 @@ impl Guest<'_> {
         registers.rip = pushed.rip;
         registers.rsp = pushed.rsp;
         registers.rflags = pushed.rflags;
-        self.place = if vector == tables::BREAKPOINT { Place::Ring0 } else { Place::Ring3 };
+        self.place = if vector == tables::BREAKPOINT { Place::Ring0 } else { Place::Faulted };
         self.all = true;
         let (error, rip) = (pushed.error, pushed.rip);
         if vector == 14 {

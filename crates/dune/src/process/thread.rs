@@ -138,12 +138,13 @@ impl Thread {
         // SAFETY: the slot is free, and the lock is held: nobody else uses its CPU.
         let cpu = unsafe { &mut *thread.cpu.get() };
         if cpu.is_none() {
+            // First what it finds in memory: a CPU that exists can be used.
+            space.prepare_cpu(index)?;
             let errno = Errno(libc::ENODEV);
             let vm = space.vm.as_mut().ok_or(HostError { step: "making a CPU", errno })?;
             let made = vm.create_vcpu(index as u32)?;
             thread.kick.store(made.kick_flag(), Ordering::Release);
             *cpu = Some(made);
-            space.prepare_cpu(index)?;
         }
         written::settle(&thread.under_way);
         thread.pending.store(0, Ordering::Relaxed);
