@@ -24,7 +24,8 @@ const COMMAND_LINE: &str = "no_console_suspend";
 const WITH_XSAVE: &str = "clearcpuid=xsavec";
 
 /// Tests of the process runtime that run in guest mode.
-const DUNE_TESTS: &[&str] = &["enter", "faults", "dirty", "signals", "memory", "tasks"];
+const DUNE_TESTS: &[&str] =
+    &["enter", "faults", "dirty", "signals", "memory", "tasks", "protection", "shootdown"];
 
 /// `cargo xtask kmod`
 #[derive(Debug, clap::Args)]
