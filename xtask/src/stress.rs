@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use barchan_boehm::series::CHOICES;
 use barchan_boehm::{Flavour, Layout};
 
 use crate::step::{End, interrupt_flag};
@@ -27,20 +28,6 @@ const TELL: Duration = Duration::from_secs(60);
 /// Limits of a pause in microseconds; none, and such that every heap is too large for.
 const PAUSES_US: &[u64] = &[0, 50, 200, 1000, 5000];
 const POLICIES: &[&str] = &["auto", "partial", "alternate"];
-/// The choices that `GC_BARCHAN_OFF` knows; most runs switch none off.
-const CHOICES: &[&str] = &[
-    "serial-small",
-    "lopsided",
-    "share",
-    "slices",
-    "rate",
-    "retention",
-    "trial",
-    "young-runs",
-    "heat",
-    "lift",
-    "preclean",
-];
 
 /// `cargo xtask stress`
 #[derive(Debug, clap::Args)]
@@ -104,6 +91,7 @@ impl Corner {
         if pause_us == 0 {
             environment.push(("GC_PAUSE_TIME_TARGET", "999999".to_owned()));
         }
+        // Most runs switch none off.
         if random.below(3) == 0 {
             environment.push(("GC_BARCHAN_OFF", (*random.of(CHOICES)).to_owned()));
         }

@@ -10,6 +10,22 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tool::Tool;
 
+/// The choices of the patched collector that its variable `GC_BARCHAN_OFF` switches off, as boehm-patch/README.md
+/// tells them.
+pub const CHOICES: &[&str] = &[
+    "serial-small",
+    "lopsided",
+    "share",
+    "slices",
+    "rate",
+    "retention",
+    "trial",
+    "young-runs",
+    "heat",
+    "lift",
+    "preclean",
+];
+
 /// How exactly a patch must fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {

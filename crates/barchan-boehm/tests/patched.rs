@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
+use barchan_boehm::series::CHOICES;
 use barchan_boehm::tool::Tool;
 use barchan_boehm::{Collector, Flavour, Layout, SystemCollector, build, elf, libbarchan};
 
@@ -110,21 +111,8 @@ fn says_why_it_cannot_track_and_falls_back() {
 
 #[test]
 fn switches_off_what_is_named_and_reports_what_is_not_known() {
-    let names = [
-        "serial-small",
-        "lopsided",
-        "share",
-        "slices",
-        "rate",
-        "retention",
-        "trial",
-        "young-runs",
-        "heat",
-        "lift",
-        "preclean",
-    ];
-    let log = log_of_incremental_run("GC_BARCHAN_OFF", &names.join(","));
-    for name in names {
+    let log = log_of_incremental_run("GC_BARCHAN_OFF", &CHOICES.join(","));
+    for name in CHOICES {
         assert!(
             log.contains(&format!("Switched off by GC_BARCHAN_OFF: {name}\n")),
             "{name}: {log}"
