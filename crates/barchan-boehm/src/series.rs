@@ -24,6 +24,7 @@ pub const CHOICES: &[&str] = &[
     "heat",
     "lift",
     "preclean",
+    "background",
 ];
 
 /// How exactly a patch must fit.
