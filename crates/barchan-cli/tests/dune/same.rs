@@ -5,6 +5,7 @@
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -60,15 +61,19 @@ pub(crate) fn barchan() -> Command {
     command
 }
 
-/// Whether guest mode works here; prints why not.
+/// Whether guest mode works here, tried once; prints why not.
 pub(crate) fn available() -> bool {
-    let output = finish(barchan().args(["doctor", "--json"]));
-    let report: Value = serde_json::from_str(&output.stdout).expect("JSON");
-    if report["guest_mode"]["available"] == true {
-        return true;
+    static FOUND: OnceLock<Value> = OnceLock::new();
+    let found = FOUND.get_or_init(|| {
+        let output = finish(barchan().args(["doctor", "--json"]));
+        let mut report: Value = serde_json::from_str(&output.stdout).expect("JSON");
+        report["guest_mode"].take()
+    });
+    let available = found["available"] == true;
+    if !available {
+        println!("skipped: no guest mode here: {}", found["why"]);
     }
-    println!("skipped: no guest mode here: {}", report["guest_mode"]["why"]);
-    false
+    available
 }
 
 /// Whether `program` is there; prints that it is not.
