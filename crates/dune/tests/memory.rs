@@ -293,6 +293,9 @@ fn big_new_memory_gets_the_pages_that_it_needs() {
     use dune::host::kind::{HostKind, measure};
     const PAGES: usize = 8192;
     let ended = run_to_enter(|| {
+        // The kernel would make 512 at a time.
+        // SAFETY: a setting of this process.
+        assert_eq!(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) }, 0);
         let shadowed = measure().expect("guest mode").kind == Some(HostKind::Paravirtual);
         let write = |start: *mut u8, page: usize| {
             // SAFETY: in a mapping of that many pages.
