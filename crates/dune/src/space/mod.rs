@@ -245,10 +245,9 @@ impl Space {
             self.make_pages(start..start + len);
             return Ok(());
         }
-        let first = match self.makes_pages() {
-            true => self.streams.begin(start, start + len),
-            false => start..start + len,
-        };
+        let end = start + len;
+        let stream = if self.makes_pages() { self.streams.begin(start, end) } else { None };
+        let first = stream.unwrap_or(start..end);
         self.mapped(first.start, first.end - first.start, prot)
     }
 
@@ -282,7 +281,7 @@ impl Space {
         }
         match resident(table.clone()) {
             // New memory.
-            Some((false, _)) => self.streams.begin(page, vma.end),
+            Some((false, _)) => self.streams.begin(page, vma.end).unwrap_or(table),
             _ => table,
         }
     }

@@ -53,12 +53,15 @@ impl Streams {
     pub(super) const NONE: Self = Self { streams: [NO_STREAM; STREAMS], turn: 0 };
 
     /// New memory from `page` to `end` may be the beginning of a stream: what gets entries. The oldest stream is
-    /// forgotten for it.
-    pub(super) fn begin(&mut self, page: u64, end: u64) -> Range<u64> {
-        let next = end.min(page + FIRST * PAGE);
+    /// forgotten for it. `None` if it is too little: the top of a stack, say, which goes the other way.
+    pub(super) fn begin(&mut self, page: u64, end: u64) -> Option<Range<u64>> {
+        let next = page + FIRST * PAGE;
+        if next > end {
+            return None;
+        }
         self.turn = (self.turn + 1) % STREAMS;
         self.streams[self.turn] = Stream { next, pages: FIRST };
-        page..next
+        Some(page..next)
     }
 
     /// `page`, of a mapping that ends at `end`, is written to and has no entry: the next chunk, if a stream goes on
@@ -120,7 +123,8 @@ mod tests {
                 touched: BTreeSet::new(),
                 faults: 0,
             };
-            let first = new.streams.begin(START, START + pages * PAGE);
+            let all = START..START + pages * PAGE;
+            let first = new.streams.begin(all.start, all.end).unwrap_or(all);
             new.fill(first);
             new
         }
@@ -146,7 +150,7 @@ mod tests {
                 } else if self.resident.range(table.clone()).next().is_some() {
                     self.fill(table);
                 } else {
-                    let first = self.streams.begin(address, end);
+                    let first = self.streams.begin(address, end).unwrap_or(table);
                     self.fill(first);
                 }
             }
@@ -211,12 +215,13 @@ mod tests {
         let next = START + FIRST * PAGE;
         for range in [START..end, START..next, next..end, 0..u64::MAX] {
             let mut streams = Streams::NONE;
-            streams.begin(START, end);
+            assert_eq!(streams.begin(START, end), Some(START..next));
             streams.forget(&range);
             assert_eq!(streams.advance(next, end, |_| true), None, "{range:x?}");
         }
         let mut streams = Streams::NONE;
-        streams.begin(START, end);
+        assert_eq!(streams.begin(next, next + (FIRST - 1) * PAGE), None);
+        assert!(streams.begin(START, next).is_some());
         streams.forget(&(end..end + PAGE));
         assert!(streams.advance(next, end, |_| true).is_some());
     }
