@@ -390,7 +390,8 @@ fn rights(vma: Vma) -> Rights {
     Rights { write: vma.writable(), execute: vma.executable() }
 }
 
-/// Whether some and all pages of `range` are there, which is not more than one table's; `None` if not all of it is mapped.
+/// Whether some pages of `range`, which is not more than one table's, are there, and whether all are; `None` if not all
+/// of it is mapped.
 fn resident(range: Range<u64>) -> Option<(bool, bool)> {
     let mut pages = [0u8; (TABLE_SPAN / PAGE) as usize];
     let (start, len) = (range.start, range.end - range.start);

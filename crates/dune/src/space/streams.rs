@@ -1,10 +1,10 @@
 //! New memory that is written to from its beginning on: how many pages to make ahead of the program.
 //!
 //! Where page tables are shadowed, the first touch of a page is an event of the host's, and a cheap one only if the
-//! page exists already ([`Space::make_pages`](super::Space::make_pages)). Making all pages of a big mapping at once would make those that
-//! the program never wants. So it gets entries for a few pages at first, and none made. Where the next one
-//! faults, what was written before tells whether the program goes on page by page; then as many pages again are made,
-//! up to those of one table.
+//! page exists already (`Space::make_pages`). Making all pages of a big mapping at once would make those that the
+//! program never wants. So it gets entries for a few pages at first, and none made. Where the next one faults, what was
+//! written before tells whether the program goes on page by page; then as many pages again are made, up to those of one
+//! table.
 //!
 //! Each chunk leaves its last pages to the program: that they are there when the page behind them faults is what
 //! shows that the program wrote to them. So a program that touches a page here and there, or every second one, gets
