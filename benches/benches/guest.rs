@@ -42,9 +42,10 @@ fn main() {
         println!("host: {name}");
         row("enter", Some(enter), None);
     }
-    let parts: [(Part, bool); 7] = [
+    let parts: [(Part, bool); 8] = [
         (system_calls, true),
         (first_touch, true),
+        (first_touches, true),
         (fault_handler, false),
         (native_fault, true),
         (dirty_bits, false),
@@ -168,6 +169,24 @@ fn first_touch(rows: &mut Vec<(&'static str, f64)>) {
     let memory = Memory::map(4096).expect("memory");
     let all = timed(|| (0..4096).for_each(|page| memory.write(page)));
     rows.push(("first touch of a page", all.as_nanos() as f64 / 4096.0));
+}
+
+/// The same in a big mapping, in several orders: in a sequence pages may be made ahead.
+fn first_touches(rows: &mut Vec<(&'static str, f64)>) {
+    const PAGES: usize = 16_384;
+    type Order = fn(usize) -> usize;
+    let orders: [(_, usize, Order); 5] = [
+        ("first touch in 64 MiB, page by page", PAGES, |n| n),
+        ("… from the end on", PAGES, |n| PAGES - 1 - n),
+        ("… of every 3rd page", PAGES / 3, |n| 3 * n),
+        ("… of 5,000 pages at random", 5000, |n| n * 48_271 % (PAGES - 3)),
+        ("… of a page every 2 MiB", PAGES / 512, |n| 512 * n),
+    ];
+    for (name, count, order) in orders {
+        let memory = Memory::map(PAGES).expect("memory");
+        let all = timed(|| (0..count).for_each(|n| memory.write(order(n))));
+        rows.push((name, all.as_nanos() as f64 / count as f64));
+    }
 }
 
 /// Nanoseconds of a write to a protected page, its handler included.

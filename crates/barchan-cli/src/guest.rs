@@ -12,8 +12,10 @@ use barchan_boehm::{Error, ErrorKind, Layout, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// How long the trial may take.
+/// How long the trial may take, not counting time in which this process, and so the trial, stood still.
 const LIMIT: Duration = Duration::from_secs(60);
+/// A wait of a moment that took longer counts as this.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// What a trial found.
 #[derive(Debug, Deserialize, Serialize)]
@@ -157,11 +159,15 @@ pub(crate) fn run<T: DeserializeOwned>(
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| format!("cannot start a trial: {e}"))?;
-    let start = Instant::now();
+    let mut waited = Duration::ZERO;
     loop {
         match child.try_wait() {
             Ok(Some(_)) => break,
-            Ok(None) if start.elapsed() < LIMIT => std::thread::sleep(Duration::from_millis(2)),
+            Ok(None) if waited < LIMIT => {
+                let start = Instant::now();
+                std::thread::sleep(Duration::from_millis(2));
+                waited += start.elapsed().min(LONGEST_WAIT);
+            }
             Ok(None) => {
                 let _ = child.kill();
                 let _ = child.wait();

@@ -285,3 +285,71 @@ fn small_new_memory_has_its_pages_where_tables_are_shadowed() {
         assert_eq!(end, End::Exit(0), "the guest said:\n{text}");
     }
 }
+
+/// Big new memory that is written to from its beginning on comes with its pages there: few faults, and at no time
+/// more pages than twice what was written. What is written to here and there gets no page more.
+#[test]
+fn big_new_memory_gets_the_pages_that_it_needs() {
+    use dune::host::kind::{HostKind, measure};
+    const PAGES: usize = 8192;
+    let ended = run_to_enter(|| {
+        // The kernel would make 512 at a time.
+        // SAFETY: a setting of this process.
+        assert_eq!(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) }, 0);
+        let shadowed = measure().expect("guest mode").kind == Some(HostKind::Paravirtual);
+        let write = |start: *mut u8, page: usize| {
+            // SAFETY: in a mapping of that many pages.
+            unsafe { start.add(page * PAGE).write_volatile(page as u8 | 1) };
+        };
+        let start = map(PAGES * PAGE);
+        let before = dune::stats::Snapshot::current().faults;
+        let mut ahead = 0;
+        for page in 0..PAGES / 2 {
+            write(start, page);
+            if page % 97 == 0 || page.is_power_of_two() {
+                let there = resident(start, PAGES);
+                assert!(there <= 2 * (page + 1), "{there} pages after {} writes", page + 1);
+                assert!(there <= page + 1 + 512, "{there} pages after {} writes", page + 1);
+                ahead = ahead.max(there - page - 1);
+            }
+        }
+        let faults = dune::stats::Snapshot::current().faults - before;
+        assert_eq!(ahead > 200, shadowed, "{ahead} pages ahead");
+        assert!(faults < 40, "{faults} faults for {} pages", PAGES / 2);
+        for page in 0..PAGES {
+            // SAFETY: in the mapping.
+            let found = unsafe { start.add(page * PAGE).read_volatile() };
+            assert_eq!(found, if page < PAGES / 2 { page as u8 | 1 } else { 0 }, "page {page}");
+        }
+        // Every 3rd page; every 64th; from the end on; at random.
+        let sparse: [fn(usize) -> usize; 4] =
+            [|n| n * 3, |n| n * 64, |n| PAGES - 1 - n, |n| n * 48_271 % 8191];
+        for order in sparse {
+            let start = map(PAGES * PAGE);
+            let mut written = std::collections::BTreeSet::new();
+            for page in (0..1000).map(order).filter(|page| *page < PAGES) {
+                write(start, page);
+                written.insert(page);
+            }
+            assert_eq!(resident(start, PAGES), written.len());
+        }
+        // Given back and had again, it is zero; and so is what it was moved over.
+        // SAFETY: a mapping of ours that is as long, whose content nobody needs.
+        unsafe {
+            assert_eq!(libc::madvise(start.cast(), PAGES * PAGE, libc::MADV_DONTNEED), 0);
+            (0..64).for_each(|page| write(start, page));
+            assert_eq!(libc::munmap(start.add(32 * PAGE).cast(), 32 * PAGE), 0);
+            let flags = ANONYMOUS | libc::MAP_FIXED;
+            let again = start.add(32 * PAGE);
+            let map = libc::mmap(again.cast(), 32 * PAGE, READ_WRITE, flags, -1, 0);
+            assert_eq!(map, again.cast());
+            assert_eq!(resident(again, 32), 0);
+            write(start, 32);
+            assert_eq!(start.add(31 * PAGE).read_volatile(), 31);
+            assert_eq!(start.add(33 * PAGE).read_volatile(), 0);
+        }
+    });
+    if let Some((end, text)) = ended {
+        assert_eq!(end, End::Exit(0), "the guest said:\n{text}");
+    }
+}

@@ -15,8 +15,8 @@ type Environment = [(String, String)];
 /// A test of the suite.
 struct Entry {
     package: &'static str,
-    /// As cargo has it: `--test NAME`, `--bin NAME` or `--lib`.
-    target: &'static [&'static str],
+    /// Its name among the package's integration tests.
+    test: &'static str,
     arguments: &'static [&'static str],
     environment: &'static [(&'static str, &'static str)],
     /// Where it runs.
@@ -26,11 +26,9 @@ struct Entry {
 /// Where the guest-mode runtime is in the guest.
 const RUNTIME: &str = "/test/libbarchan_dune.so";
 
-/// What runs in QEMU only if `BARCHAN_TCG_DIRTY_BITS` is set, natively it is among the crates' tests: `memory`, `dirty` and
-/// the oracle of guest-pte. Virtual CPUs were lost in them, by a fault of QEMU's that `tcg` tells of and that
-/// is avoided now. Twenty runs with each kernel are yet to show that nothing else was wrong.
-fn if_asked_for(host: Host, _: Series) -> bool {
-    host == Host::Tcg && std::env::var_os("BARCHAN_TCG_DIRTY_BITS").is_some()
+/// An integration test of `crates/dune`.
+const fn runtime(test: &'static str, wanted: fn(Host, Series) -> bool) -> Entry {
+    Entry { package: "dune", test, arguments: &["--show-output"], environment: &[], wanted }
 }
 
 /// The suite, but for the probe, which begins it.
@@ -39,28 +37,28 @@ const SUITE: &[Entry] = &[
     // what is done without PAGEMAP_SCAN.
     Entry {
         package: "barchan",
-        target: &["--test", "semantics"],
+        test: "semantics",
         arguments: &["--show-output"],
         environment: &[],
         wanted: |host, _| host == Host::Tcg,
     },
     Entry {
         package: "barchan",
-        target: &["--test", "mappings"],
+        test: "mappings",
         arguments: &["--show-output"],
         environment: &[],
         wanted: |host, _| host == Host::Tcg,
     },
     Entry {
         package: "barchan",
-        target: &["--test", "oracle"],
+        test: "oracle",
         arguments: &["--nocapture", "--exact", "soft_dirty"],
         environment: &[("BARCHAN_ORACLE_SECONDS", "10")],
         wanted: |host, _| host == Host::Tcg,
     },
     Entry {
         package: "barchan",
-        target: &["--test", "oracle"],
+        test: "oracle",
         arguments: &["--nocapture", "--exact", "pagemap_scan"],
         environment: &[("BARCHAN_ORACLE_SECONDS", "10")],
         wanted: |host, series| host == Host::Tcg && series == Series::V6_12,
@@ -68,46 +66,24 @@ const SUITE: &[Entry] = &[
     // The same in guest mode, over the processor's own dirty bits.
     Entry {
         package: "barchan",
-        target: &["--test", "oracle"],
+        test: "oracle",
         arguments: &["--nocapture", "--exact", "guest_pte"],
         environment: &[
             ("BARCHAN_ORACLE_ROUNDS", "60"),
             ("BARCHAN_TEST_SOURCES", "guest-pte"),
             ("LD_PRELOAD", RUNTIME),
         ],
-        wanted: if_asked_for,
-    },
-    // Guest mode: of the runtime's own tests those that do not depend on how fast the emulator gets on beside
-    // other work. By hand: `cargo xtask guest-test --host tcg -p dune --test signals`; `protection`; `tasks`,
-    // which takes from 18 s to minutes on two processors with Linux 6.1.
-    Entry {
-        package: "dune",
-        target: &["--test", "enter"],
-        arguments: &["--show-output"],
-        environment: &[],
-        wanted: |host, _| host != Host::Native,
-    },
-    Entry {
-        package: "dune",
-        target: &["--test", "faults"],
-        arguments: &["--show-output"],
-        environment: &[],
         wanted: |host, _| host == Host::Tcg,
     },
-    Entry {
-        package: "dune",
-        target: &["--test", "memory"],
-        arguments: &["--show-output"],
-        environment: &[],
-        wanted: if_asked_for,
-    },
-    Entry {
-        package: "dune",
-        target: &["--test", "dirty"],
-        arguments: &["--show-output"],
-        environment: &[],
-        wanted: if_asked_for,
-    },
+    // Guest mode: the runtime's own tests.
+    runtime("enter", |host, _| host != Host::Native),
+    runtime("faults", |host, _| host == Host::Tcg),
+    runtime("memory", |host, _| host == Host::Tcg),
+    runtime("dirty", |host, _| host == Host::Tcg),
+    runtime("shootdown", |host, _| host == Host::Tcg),
+    runtime("protection", |host, _| host == Host::Tcg),
+    runtime("signals", |host, _| host == Host::Tcg),
+    runtime("tasks", |host, _| host == Host::Tcg),
 ];
 
 /// The program of [`probe`].
@@ -143,7 +119,7 @@ pub(crate) fn tests(
         let own =
             entry.environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         tests.push(Test {
-            program: cargo::test_program(entry.package, entry.target, false)?,
+            program: cargo::test_program(entry.package, &["--test", entry.test], false)?,
             arguments: entry.arguments.iter().map(|word| (*word).to_owned()).collect(),
             environment: own.chain(environment.iter().cloned()).collect(),
         });

@@ -97,6 +97,9 @@ int main(int argc, char **argv) {
     struct rlimit core = {1 << 20, RLIM_INFINITY}, no_core = {0, RLIM_INFINITY};
     if (!mkdtemp(directory) || chdir(directory)) return 1;
     fflush(NULL);
+    /* Whoever runs in a shell's background may ignore what the terminal sends. */
+    signal(SIGINT, SIG_DFL);
+    signal(SIGQUIT, SIG_DFL);
     setrlimit(RLIMIT_CORE, !strncmp(way, "null", 4) ? &core : &no_core);
 
     int terminal;

@@ -59,11 +59,12 @@ pub(super) fn mmap(a: [u64; 6]) -> i64 {
 fn granted_later(start: i64, len: u64, prot: u64, flags: u64) {
     let mut space = SPACE.lock();
     if flags & libc::MAP_ANONYMOUS as u64 != 0 && flags & libc::MAP_PRIVATE as u64 != 0 {
-        granted(&mut space, start, len, prot);
         let sparse =
             libc::MAP_STACK | libc::MAP_NORESERVE | libc::MAP_HUGETLB | libc::MAP_GROWSDOWN;
         if start > 0 && prot & libc::PROT_WRITE as u64 != 0 && flags & sparse as u64 == 0 {
-            space.make_pages(start as u64, len);
+            let _ = space.mapped_to_write(start as u64, len, prot as i32);
+        } else {
+            granted(&mut space, start, len, prot);
         }
     }
 }
@@ -119,8 +120,7 @@ pub(super) fn brk(a: [u64; 6]) -> i64 {
     let result = make(libc::SYS_brk, a);
     let (old, new) = (before.next_multiple_of(4096), (result as u64).next_multiple_of(4096));
     if new > old {
-        let _ = space.mapped(old, new - old, libc::PROT_READ | libc::PROT_WRITE);
-        space.make_pages(old, new - old);
+        let _ = space.mapped_to_write(old, new - old, libc::PROT_READ | libc::PROT_WRITE);
     }
     result
 }

@@ -10,6 +10,7 @@
 
 pub(crate) mod arena;
 pub(crate) mod cpu_tables;
+mod streams;
 pub(crate) mod vmas;
 
 use core::ops::Range;
@@ -19,6 +20,7 @@ use crate::host::{self, AnyVm, HostError, Vm as _};
 use crate::paging::{Flags, PAGE, Rights, TABLE_SPAN, TableMemory, Tables, USER_END};
 use crate::sys::lock::Lock;
 use crate::sys::{self, Errno, PAGE_SIZE};
+use streams::Streams;
 use vmas::{Vma, Vmas};
 
 /// Bytes of a window.
@@ -27,7 +29,8 @@ const WINDOW: u64 = 1 << 30;
 const FIRST_WINDOW: u64 = 4;
 /// At entering and for new mappings so much of each mapping gets entries at once.
 const EAGER_BYTES: u64 = 16 << 20;
-/// New private memory of at most so many bytes gets its pages at once, where [`Space::make_pages`] does it.
+/// New private memory of at most so many bytes gets its pages at once, where [`Space::make_pages`] does it; of more, as
+/// the program comes to them ([`streams`]).
 const SMALL_BYTES: u64 = 256 << 10;
 /// After a page was missing where the tables had one, so many faults are looked at closely.
 const CAREFUL_FAULTS: u32 = 4096;
@@ -57,6 +60,7 @@ pub(crate) struct Space {
     careful: u32,
     /// Whether somebody else may want to make the program's pages.
     leave_pages: bool,
+    streams: Streams,
 }
 
 /// The one of this process.
@@ -67,6 +71,7 @@ pub(crate) static SPACE: Lock<Space> = Lock::new(Space {
     windows: 0,
     careful: 0,
     leave_pages: false,
+    streams: Streams::NONE,
 });
 
 /// The top table and the offset of table addresses, for who looks without the lock: tables are never
@@ -121,6 +126,7 @@ impl Space {
         self.vmas = Vmas::open()?;
         self.windows = 0;
         self.careful = 0;
+        self.streams = Streams::NONE;
         let base = arena::base() as u64;
         let gpa_offset = self.window(base)?.wrapping_sub(base);
         let committed = self.tables.as_mut().map_or(0, |tables| tables.memory().committed);
@@ -226,20 +232,58 @@ impl Space {
         self.fill(start..start + len.min(EAGER_BYTES / 8), rights.flags())
     }
 
-    /// The program has new private memory to write to, that nobody else knows yet: if it is small, its pages are
-    /// made at once.
+    /// As [`Self::mapped`], for new private memory to write to, that nobody else knows yet: if it is small, its pages
+    /// are made at once; if not, as the program comes to them.
+    pub(crate) fn mapped_to_write(
+        &mut self,
+        start: u64,
+        len: u64,
+        prot: i32,
+    ) -> Result<(), HostError> {
+        if len <= SMALL_BYTES {
+            self.mapped(start, len, prot)?;
+            self.make_pages(start..start + len);
+            return Ok(());
+        }
+        let end = start + len;
+        let stream = if self.makes_pages() { self.streams.begin(start, end) } else { None };
+        let first = stream.unwrap_or(start..end);
+        self.mapped(first.start, first.end - first.start, prot)
+    }
+
+    /// Whether pages are made for the program.
     ///
     /// Only where page tables are shadowed. There the first touch of a page is an event of the host's, and
     /// where the page exists already the host takes its neighbours along (KVM: `pte_prefetch`, eight at once): a
     /// page then costs a quarter or less of what it costs otherwise.
-    pub(crate) fn make_pages(&mut self, start: u64, len: u64) {
+    fn makes_pages(&self) -> bool {
+        !self.leave_pages && crate::process::run::is_paravirtual()
+    }
+
+    /// Makes the pages of `range`, private memory that the program may write to.
+    fn make_pages(&self, range: Range<u64>) {
         const MADV_POPULATE_WRITE: i32 = 23;
-        if self.leave_pages || len > SMALL_BYTES || !crate::process::run::is_paravirtual() {
-            return;
+        if self.makes_pages() {
+            let (start, len) = (range.start as usize, (range.end - range.start) as usize);
+            // SAFETY: new pages are zero, whether they are made now or at the first touch. If there is no memory, or
+            // Linux is older than 5.14, the touch will do.
+            let _ = unsafe { sys::advise(start, len, MADV_POPULATE_WRITE) };
         }
-        // SAFETY: new pages are zero, whether they are made now or at the first touch. If there is no memory, or
-        // Linux is older than 5.14, the touch will do.
-        let _ = unsafe { sys::advise(start as usize, len as usize, MADV_POPULATE_WRITE) };
+    }
+
+    /// `page` of `vma`, private memory, is written to: what gets entries. `table`: the part of the mapping that one
+    /// table has.
+    fn ahead(&mut self, page: u64, vma: Vma, table: Range<u64>) -> Range<u64> {
+        let all = |range: Range<u64>| resident(range).is_some_and(|(some, all)| some && all);
+        if let Some(chunk) = self.streams.advance(page, vma.end, all) {
+            self.make_pages(chunk.made);
+            return chunk.entries;
+        }
+        match resident(table.clone()) {
+            // New memory.
+            Some((false, _)) => self.streams.begin(page, vma.end).unwrap_or(table),
+            _ => table,
+        }
     }
 
     /// The program has a descriptor by which it makes pages itself: nobody else shall, from now on. Asking for one
@@ -267,6 +311,7 @@ impl Space {
     /// The program is about to lose rights to `range`, or its pages: their entries go.
     pub(crate) fn zap(&mut self, range: Range<u64>) {
         self.vmas.forget();
+        self.streams.forget(&range);
         let (arena, end) = (arena::range(), range.end.min(USER_END));
         if let Some(tables) = &self.tables {
             // Never the monitor's own.
@@ -325,6 +370,9 @@ impl Space {
         } else {
             let table = address & !(TABLE_SPAN - 1);
             range = vma.start.max(table)..vma.end.min(table + TABLE_SPAN);
+            if write && !vma.may_end() && self.makes_pages() {
+                range = self.ahead(page, vma, range);
+            }
         }
         self.fill(range, rights(vma).flags())?;
         Ok(Fault::Mapped)
@@ -340,6 +388,19 @@ impl Space {
 
 fn rights(vma: Vma) -> Rights {
     Rights { write: vma.writable(), execute: vma.executable() }
+}
+
+/// Whether some pages of `range`, which is not more than one table's, are there, and whether all are; `None` if not all
+/// of it is mapped.
+fn resident(range: Range<u64>) -> Option<(bool, bool)> {
+    let mut pages = [0u8; (TABLE_SPAN / PAGE) as usize];
+    let (start, len) = (range.start, range.end - range.start);
+    let pages = &mut pages[..(len / PAGE) as usize];
+    let vector = pages.as_mut_ptr() as u64;
+    // SAFETY: a byte for each page of the range.
+    unsafe { sys::call(libc::SYS_mincore, [start, len, vector, 0, 0, 0]) }.ok()?;
+    let there = pages.iter().filter(|page| **page & 1 != 0).count();
+    Some((there > 0, there == pages.len()))
 }
 
 /// Whether there is a page, as the kernel sees it.

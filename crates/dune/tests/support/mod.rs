@@ -13,7 +13,7 @@ use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// Emulated hosts are a hundred times slower, and the machine may be busy.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(240);
 /// How often it is looked whether something has come about.
 const STEP: Duration = Duration::from_millis(2);
 /// What a step counts at most.
