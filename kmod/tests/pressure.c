@@ -134,7 +134,7 @@ static int fill_tables(int count)
 }
 
 /* What a guest makes the kernel allocate counts for the process's cgroup, and comes back. */
-static void tables_count_for_the_cgroup(void)
+static void tables_are_charged_to_the_cgroup(void)
 {
 	uint64_t before, with, after, tables = 32 * ALIASES * PAGE;
 	int status;
@@ -422,7 +422,7 @@ static void a_storm_of_forks_and_threads(void)
 
 #define TEST(name)	{ "pressure_" #name, name }
 const struct test pressure_tests[] = {
-	TEST(tables_count_for_the_cgroup),
+	TEST(tables_are_charged_to_the_cgroup),
 	TEST(swapping_loses_no_write),
 	TEST(pages_may_be_moved_together),
 	TEST(a_storm_of_forks_and_threads),
