@@ -142,7 +142,7 @@ static void release(struct mmu_notifier *mn, struct mm_struct *mm)
 	spin_unlock(&vm->mmu_lock);
 }
 
-static int young(struct mmu_notifier *mn, u64 start, u64 end, bool clear)
+static bool young(struct mmu_notifier *mn, u64 start, u64 end, bool clear)
 {
 	struct dune_vm *vm = container_of(mn, struct dune_vm, notifier);
 	u64 gpa, gpa_end;
@@ -157,13 +157,14 @@ static int young(struct mmu_notifier *mn, u64 start, u64 end, bool clear)
 }
 
 /* A stale accessed bit in a TLB costs reclaim a guess, not correctness: no flush. */
-static int clear_young(struct mmu_notifier *mn, struct mm_struct *mm,
-		       unsigned long start, unsigned long end)
+static dune_young_t clear_young(struct mmu_notifier *mn, struct mm_struct *mm,
+				unsigned long start, unsigned long end)
 {
 	return young(mn, start, end, true);
 }
 
-static int test_young(struct mmu_notifier *mn, struct mm_struct *mm, unsigned long address)
+static dune_young_t test_young(struct mmu_notifier *mn, struct mm_struct *mm,
+			       unsigned long address)
 {
 	return young(mn, address, address + PAGE_SIZE, false);
 }
@@ -308,7 +309,7 @@ static bool walk_host(struct mm_struct *mm, unsigned long hva, bool write, struc
 		page->level = 3;
 		page->pfn = pud_pfn(pud) + ((hva & ~PUD_MASK) >> PAGE_SHIFT);
 		page->writable = pud_access_permitted(pud, true) && pud_dirty(pud);
-		page->special = pud_devmap(pud) || dune_pud_special(pud);
+		page->special = dune_devmap(pud, pud) || dune_pud_special(pud);
 		page->cached = !(pud_flags(pud) & _PAGE_LARGE_CACHE_MASK);
 		return pud_access_permitted(pud, write) && (!write || page->writable);
 	}
@@ -319,7 +320,7 @@ static bool walk_host(struct mm_struct *mm, unsigned long hva, bool write, struc
 		page->level = 2;
 		page->pfn = pmd_pfn(pmd) + ((hva & ~PMD_MASK) >> PAGE_SHIFT);
 		page->writable = pmd_access_permitted(pmd, true) && pmd_dirty(pmd);
-		page->special = pmd_devmap(pmd) || dune_pmd_special(pmd);
+		page->special = dune_devmap(pmd, pmd) || dune_pmd_special(pmd);
 		page->cached = !(pmd_flags(pmd) & _PAGE_LARGE_CACHE_MASK);
 		return pmd_access_permitted(pmd, write) && (!write || page->writable);
 	}
@@ -329,7 +330,7 @@ static bool walk_host(struct mm_struct *mm, unsigned long hva, bool write, struc
 	page->level = 1;
 	page->pfn = pte_pfn(pte);
 	page->writable = pte_access_permitted(pte, true) && pte_dirty(pte);
-	page->special = pte_special(pte) || pte_devmap(pte);
+	page->special = pte_special(pte) || dune_devmap(pte, pte);
 	page->cached = !(pte_flags(pte) & _PAGE_CACHE_MASK);
 	return pte_access_permitted(pte, write) && (!write || page->writable);
 }

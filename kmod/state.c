@@ -10,6 +10,7 @@
 #include <asm/fpu/xcr.h>
 #include <asm/msr-index.h>
 
+#include "compat.h"
 #include "dune.h"
 
 #define CR0_REQUIRED	(X86_CR0_PE | X86_CR0_PG)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What happens to the machine while guests run: NMIs, suspending. (CPUs that go
- * and come: smp.c.) The guests compare their registers all the while.
+ * What happens to the machine while guests run: NMIs, suspending, a reboot. (CPUs
+ * that go and come: smp.c.) The guests compare their registers all the while.
  */
 #define _GNU_SOURCE
 #include "guest.h"
@@ -10,7 +10,9 @@
 #include <fcntl.h>
 #include <linux/suspend_ioctls.h>
 #include <string.h>
+#include <sys/io.h>
 #include <sys/ioctl.h>
+#include <sys/reboot.h>
 #include <unistd.h>
 
 #define NMIS	2000
@@ -138,10 +140,81 @@ static void guests_outlive_a_suspend(void)
 	close(fd);
 }
 
+/*
+ * RCU-tasks, which tracing and BPF wait for, has to see every task let go of the CPU of its own
+ * will, or in user mode. A thread whose guest only computes does neither, for ever.
+ */
+static void rcu_tasks_waits_for_no_guest(void)
+{
+	volatile uint64_t *page = low_pages(4096);
+	char path[] = "/sys/module/dune_nmi/parameters/rcu_tasks";
+	int fd, i;
+
+	vm_open(&vm, 0);
+	start_runner(&vm, &runners[0], 0, guest_keeps, page);
+	wait_for_progress(page);
+	fd = open(path, O_WRONLY);
+	if (fd < 0)
+		skip("nmi.ko is not loaded");
+	for (i = 0; i < 3; i++) {
+		if (write(fd, "15", 2) != 2) {
+			if (errno == EOPNOTSUPP)
+				skip("no RCU-tasks in this kernel");
+			fail(__FILE__, __LINE__, errno == ETIMEDOUT ? "RCU-tasks waits" : path);
+		}
+		wait_for_progress(page);
+	}
+	close(fd);
+}
+
+/* A byte that nobody else uses, and that is still there after a reset. */
+#define CMOS_BYTE	0x7a
+#define CMOS_MARK	0xd5
+
+static int cmos(int value)
+{
+	outb(CMOS_BYTE, 0x70);
+	if (value >= 0)
+		outb(value, 0x71);
+	return inb(0x71);
+}
+
+/*
+ * The machine is restarted while guests run on all CPUs; no process is ended before (as by
+ * "reboot -f"), so VMX goes off under them. Whoever runs this sees to it that the machine
+ * comes up again and does the same: then the test passes.
+ */
+static void the_machine_restarts(void)
+{
+	volatile uint64_t *page = low_pages(4096);
+	int i, count = sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (ioperm(0x70, 2, 1))
+		skip("no right to ports");
+	if (cmos(-1) == CMOS_MARK) {
+		cmos(0);
+		printf("# the machine came up again\n");
+		return;
+	}
+	vm_open(&vm, 0);
+	for (i = 0; i < 2; i++)
+		start_runner(&vm, &runners[i], i % count, guest_keeps, page + 256 * i);
+	for (i = 0; i < 20; i++) {
+		wait_for_progress(page);
+		wait_for_progress(page + 256);
+	}
+	check_eq(cmos(CMOS_MARK), CMOS_MARK);
+	sync();
+	reboot(RB_AUTOBOOT);
+	fail(__FILE__, __LINE__, "reboot returned");
+}
+
 #define TEST(name)	{ "event_" #name, name }
 const struct test event_tests[] = {
 	TEST(nmis_in_a_guest_are_the_hosts),
 	TEST(nmis_at_entries_and_exits),
 	TEST(guests_outlive_a_suspend),
+	TEST(rcu_tasks_waits_for_no_guest),
+	{ "reboot_the_machine_restarts", the_machine_restarts },
 	{ NULL, NULL },
 };

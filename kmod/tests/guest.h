@@ -55,8 +55,9 @@ struct test {
 	const char *name;
 	void (*run)(void);
 };
-extern const struct test reject_tests[], run_tests[], host_tests[], memory_tests[], signal_tests[],
-	pml_tests[], smp_tests[], event_tests[], fuzz_tests[], count_tests[];
+extern const struct test reject_tests[], run_tests[], host_tests[], memory_tests[],
+	pressure_tests[], signal_tests[], pml_tests[], smp_tests[], event_tests[], fuzz_tests[],
+	count_tests[];
 
 /* guest.c */
 void *low_pages(size_t bytes);
@@ -92,6 +93,10 @@ void start_runner(struct vm *vm, struct runner *r, int cpu, void (*entry)(uint64
 		  volatile uint64_t *counter);
 void wait_for_progress(volatile const uint64_t *counter);
 
+/* memory.c */
+void swap_on(void);
+void swap_off(void);
+
 /* stubs.S */
 void stub_syscall(void);	/* LSTAR: VMCALL, SYSRET */
 void stub_fault(void);		/* a gate: VMCALL with rax = FAULT_CALL, pops the error code, IRET */
@@ -105,6 +110,11 @@ void guest_syscalls(uint64_t);
 void guest_xmm(uint64_t);
 void guest_swapgs(uint64_t);
 void guest_keeps(uint64_t);	/* counts as long as its registers are what it put there */
+void guest_int1(uint64_t);
+void guest_misaligned(uint64_t);
+void guest_ud2(uint64_t);
+void guest_write_fault(uint64_t);
+extern volatile uint64_t raised;
 
 #define DONE_CALL	0xd0
 #define FAULT_CALL	0xfa

@@ -16,8 +16,8 @@
 #define EXIT_SKIPPED	77
 
 static const struct test *const groups[] = {
-	reject_tests, run_tests, host_tests, memory_tests, signal_tests, pml_tests, smp_tests,
-	event_tests, fuzz_tests, count_tests,
+	reject_tests, run_tests, host_tests, memory_tests, pressure_tests, signal_tests,
+	pml_tests, smp_tests, event_tests, fuzz_tests, count_tests,
 };
 
 void fail(const char *file, int line, const char *what)
@@ -88,8 +88,9 @@ static bool wanted(const char *name, int count, char **names)
 	for (i = 0; i < count; i++)
 		if (strstr(name, names[i]))
 			return true;
-	/* What only counts instructions, or loads the module, is run when it is asked for. */
-	return !count && strncmp(name, "count_", 6) && strncmp(name, "load_", 5);
+	/* What only counts, loads the module, restarts the machine or has the kernel kill is asked for. */
+	return !count && strncmp(name, "count_", 6) && strncmp(name, "load_", 5) &&
+	       strncmp(name, "reboot_", 7) && strncmp(name, "oom_", 4);
 }
 
 int main(int argc, char **argv)

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/mman.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/auxv.h>
@@ -348,8 +349,43 @@ static void huge_pages_are_mapped_whole_and_split(void)
 	check_eq(guest_reads(p + 193 * PAGE), 1);
 }
 
+/* One entry for a page of 1 GiB, wherever in it the guest reads or writes; and none once it is gone. */
+static void a_page_of_1_gib_is_one_entry(void)
+{
+	uint64_t size = 1ULL << 30, large, faults, i;
+	struct dune_window w = { .gpa = FOUR_GIB, .size = size };
+	uint8_t *alias = (uint8_t *)(2 * size), *p;
+
+	p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | 30 << MAP_HUGE_SHIFT, -1, 0);
+	if (p == MAP_FAILED)
+		skip("no free page of 1 GiB: hugepagesz=1G hugepages=1, on the kernel's command line");
+	open_one(DUNE_FEATURE_LARGE_2M | DUNE_FEATURE_LARGE_1G);
+	w.hva = (uintptr_t)p;
+	check(!ioctl(vm.fd, DUNE_VM_MAP_WINDOW, &w));
+	for (i = 0; i < 512; i++)
+		vm.pd[2][i] = (w.gpa + (i << 21)) | 0x87;
+	p[0] = 1;
+	guest_writes(alias + 1);		/* what the guest itself is made of is there now */
+	check_eq(guest_reads(alias), 1);
+	large = statistic("faults_mapped_large");
+	faults = statistic("faults_mapped");
+	for (i = 0; i < 512; i += 37) {
+		guest_writes(alias + i * MB2 + 7);
+		check_eq(p[i * MB2 + 7], 0x5a);
+		p[i * MB2 + 9] = i;
+		check_eq(guest_reads(alias + i * MB2 + 9), i & 0xff);
+	}
+	check_eq(statistic("faults_mapped"), faults);
+	check(large >= 1);
+	check(!munmap(p, size));
+	vcpu_start(&vcpu, true, guest_read, (uintptr_t)alias + size - 1);
+	run_to(&vcpu, DUNE_EXIT_MEMORY);
+	check_eq(vcpu.run->gpa, w.gpa + size - 1);
+}
+
 /* A compressed RAM disk as swap, where there is one to be had. */
-static void swap_on(void)
+void swap_on(void)
 {
 	uint32_t header[1024] = { 0 };
 	int fd = open("/sys/block/zram0/disksize", O_WRONLY);
@@ -369,7 +405,7 @@ static void swap_on(void)
 	close(fd);
 }
 
-static void swap_off(void)
+void swap_off(void)
 {
 	int fd = open("/sys/block/zram0/reset", O_WRONLY);
 
@@ -600,6 +636,7 @@ const struct test memory_tests[] = {
 	TEST(the_stack_grows),
 	TEST(the_vvar_page_is_readable),
 	TEST(huge_pages_are_mapped_whole_and_split),
+	TEST(a_page_of_1_gib_is_one_entry),
 	TEST(swapped_pages_come_back),
 	TEST(merged_pages_are_copied_by_a_write),
 	TEST(collapsed_pages_are_followed),

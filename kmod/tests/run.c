@@ -233,6 +233,43 @@ static void exceptions_exit_when_asked_for(void)
 	check_eq(vcpu.run->qualification & (1 << 14), 1 << 14);
 }
 
+/*
+ * A handler of #DB or #AC that raises the same again. The CPU need not come to the end of an
+ * instruction meanwhile, and takes no interrupt before: so both exit every time, asked for or not.
+ */
+static void a_handler_that_raises_its_own_exception_exits(void)
+{
+	static const struct {
+		void (*entry)(uint64_t);
+		uint32_t vector, event;
+	} cases[] = {
+		{ guest_int1, 1, DUNE_EVENT_VALID | DUNE_EVENT_EXCEPTION | 1 },
+		{ guest_misaligned, 17,
+		  DUNE_EVENT_VALID | DUNE_EVENT_EXCEPTION | DUNE_EVENT_HAS_ERROR | 17 },
+	};
+	struct dune_state state;
+	unsigned int i, n;
+
+	open_one(true, guest_calls, 1);
+	for (i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+		vcpu_start(&vcpu, true, cases[i].entry, (uintptr_t)low_pages(4096));
+		default_state(&vm, &state, true);
+		state.cr0 |= 1 << 18;
+		check(!ioctl(vcpu.fd, DUNE_VCPU_SET_STATE, &state));
+		vcpu.run->regs.rflags |= 1 << 18;
+		set_gate(&vm, cases[i].vector, (void (*)(void))cases[i].entry, true);
+		raised = 0;
+		for (n = 1; n <= 200; n++) {
+			run_to(&vcpu, DUNE_EXIT_EXCEPTION);
+			check_eq(vcpu.run->event_info & 0xff, cases[i].vector);
+			check_eq(raised, n);
+			vcpu.run->inject = cases[i].event;
+			vcpu.run->inject_error = 0;
+		}
+		vcpu.run->inject = 0;
+	}
+}
+
 static void an_injected_fault_is_delivered(void)
 {
 	open_one(true, guest_calls, 1);
@@ -484,6 +521,7 @@ const struct test run_tests[] = {
 	TEST(privileged_instructions_exit),
 	TEST(vmfunc_is_undefined),
 	TEST(exceptions_exit_when_asked_for),
+	TEST(a_handler_that_raises_its_own_exception_exits),
 	TEST(an_injected_fault_is_delivered),
 	TEST(an_interrupted_delivery_is_taken_up_again),
 	TEST(a_triple_fault_is_an_exit),

@@ -58,6 +58,34 @@ static void a_signal_ends_the_run(void)
 	check(signals >= 10);
 }
 
+/* A guest that is never out of its handlers of faults, which fault: in ring 3 and in ring 0. */
+static void a_signal_ends_endless_faults(void)
+{
+	static void (*const entries[])(uint64_t) = { guest_ud2, guest_write_fault };
+	static const int vectors[] = { 6, 14 };
+	struct itimerval timer = { .it_value.tv_usec = 20000 };
+	uint64_t target = FOUR_GIB - (64 << 20), before;
+	int i, n;
+
+	open_spinning();
+	vm.pd[3][(target >> 21) & 511] = 0;
+	signal(SIGPROF, on_signal);
+	for (i = 0; i < 4; i++) {
+		vcpu_start(&vcpu, i & 1, entries[i / 2], target);
+		set_gate(&vm, vectors[i / 2], (void (*)(void))entries[i / 2], i & 1);
+		for (n = 0; n < 5; n++) {
+			before = raised;
+			vcpu.run->immediate_exit = 0;
+			check(!setitimer(ITIMER_PROF, &timer, NULL));
+			while (!vcpu.run->immediate_exit) {
+				check_errno(vcpu_run(&vcpu), EINTR);
+				check_eq(vcpu.run->exit_reason, DUNE_EXIT_INTERRUPTED);
+			}
+			check(raised > before + 100);
+		}
+	}
+}
+
 static void immediate_exit_is_honoured(void)
 {
 	volatile uint64_t *counter = open_spinning();
@@ -206,6 +234,7 @@ static void exec_ends_it(void)
 #define TEST(name)	{ "signal_" #name, name }
 const struct test signal_tests[] = {
 	TEST(a_signal_ends_the_run),
+	TEST(a_signal_ends_endless_faults),
 	TEST(immediate_exit_is_honoured),
 	TEST(kicks_are_not_lost),
 	TEST(others_get_the_cpu),

@@ -122,3 +122,25 @@ FUNCTION(guest_keeps)
 	or	%rcx, %rax
 	jz	1b
 	DONE
+
+/* Exceptions: as a guest, and as the handler of the same exception. Each counts in raised. */
+FUNCTION(guest_int1)
+	incq	raised(%rip)
+	.byte	0xf1
+	jmp	guest_int1
+
+FUNCTION(guest_misaligned)
+	incq	raised(%rip)
+	mov	1(%rdi), %eax
+	jmp	guest_misaligned
+
+FUNCTION(guest_ud2)
+	incq	raised(%rip)
+	ud2
+
+FUNCTION(guest_write_fault)
+	incq	raised(%rip)
+	movb	$1, (%rdi)
+	jmp	guest_write_fault
+
+	.comm	raised, 8, 8

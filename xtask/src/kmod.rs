@@ -23,6 +23,9 @@ const COMMAND_LINE: &str = "no_console_suspend";
 /// Bochs tells a wrong size for XSAVEC, for which the kernel believes nothing of XSAVE; without XSAVEC it believes the rest.
 const WITH_XSAVE: &str = "clearcpuid=xsavec";
 
+/// This program, even if its file has been replaced since it started: a build while the tests run does that.
+const MYSELF: &str = "/proc/self/exe";
+
 /// Tests of the process runtime that run in guest mode.
 const DUNE_TESTS: &[&str] =
     &["enter", "faults", "dirty", "signals", "memory", "tasks", "protection", "shootdown"];
@@ -77,6 +80,29 @@ enum Beside {
     IdleKvm,
 }
 
+/// A machine that is started, and what runs in it.
+struct Boot {
+    beside: Beside,
+    /// Arguments of guest-test.
+    more: &'static [&'static str],
+    /// For the kernel's command line.
+    append: &'static str,
+    program: Vec<String>,
+}
+
+/// What the kernel says when it kills for want of memory, which two tests bring about: with a backtrace, but all
+/// else that is bad fails them too.
+const KILLS: &[&str] = &["--allow", "Call Trace:"];
+
+/// The test restarts the machine, by a reset of all there is: the BIOS of Bochs sets IA32_FEATURE_CONTROL once more,
+/// which no other reset clears, and does not survive the exception.
+const RESTARTS: &[&str] = &["--restarts", "1"];
+const FULL_RESET: &str = "reboot=pci";
+
+/// A page of 1 GiB has to be set aside while the kernel starts.
+const ONE_GIB: &[&str] = &["--memory", "2560"];
+const SET_ASIDE: &str = "hugepagesz=1G hugepages=1";
+
 /// Runs the task.
 pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
     if !args.skip_setup {
@@ -89,8 +115,8 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
         if args.build_only {
             continue;
         }
-        for (beside, program) in runs(args, &dir)? {
-            failed |= !run_in_guest(args, series, &dir, beside, &program)?;
+        for boot in boots(args, series, &dir)? {
+            failed |= !run_in_guest(args, series, &dir, &boot)?;
         }
         if args.tests.is_empty() {
             failed |= !is_refused_without_vtx(series, &dir)?;
@@ -100,26 +126,50 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// What is run in Bochs, a machine each.
-fn runs(args: &Args, dir: &Path) -> anyhow::Result<Vec<(Beside, Vec<String>)>> {
+fn boots(args: &Args, series: Series, dir: &Path) -> anyhow::Result<Vec<Boot>> {
+    let boot = |program| Boot { beside: Beside::Nothing, more: &[], append: "", program };
     let selftests = |names: &[String]| [&["--".to_owned(), selftest(dir)], names].concat();
-    let package = |package: &str, test: &str| {
-        ["-p", package, "--test", test, "--", "--nocapture"].map(str::to_owned).to_vec()
+    let selftest = |name: &str| boot(selftests(&[name.to_owned()]));
+    let package = |package, tests: &[&'static str]| {
+        let tests = tests.iter().flat_map(|test| ["--test", test]);
+        let words = ["-p", package].into_iter().chain(tests).chain(["--", "--nocapture"]);
+        boot(words.map(str::to_owned).collect())
     };
-    let mut runs = vec![(Beside::Nothing, selftests(&args.tests))];
+    // Tests that need a machine of their own, by what their names hold.
+    const APART: [&str; 3] = ["oom_", "of_1_gib", "reboot_"];
+    let (apart, together): (Vec<_>, Vec<_>) =
+        args.tests.iter().cloned().partition(|name| APART.iter().any(|part| name.contains(part)));
+    // Without names on one kernel: each costs a start of the machine.
+    let by_default = args.tests.is_empty() && series == Series::V6_1;
+    let wanted = |part: &str| by_default || apart.iter().any(|name| name.contains(part));
+    let mut boots = Vec::new();
+    if args.tests.is_empty() || !together.is_empty() {
+        boots.push(boot(selftests(&together)));
+    }
+    if wanted("oom_") {
+        boots.push(Boot { more: KILLS, ..selftest("oom_") });
+    }
+    if wanted("of_1_gib") {
+        boots.push(Boot { more: ONE_GIB, append: SET_ASIDE, ..selftest("of_1_gib") });
+    }
+    // The debug kernel warns of what the emulator tells it while it starts, which would count the second time.
+    if wanted("reboot_") && series != Series::Debug {
+        boots.push(Boot { more: RESTARTS, append: FULL_RESET, ..selftest("reboot_") });
+    }
     if args.tests.is_empty() {
-        runs.push((Beside::Nothing, package("dune-sys", "device")));
+        boots.push(package("dune-sys", &["device"]));
     }
     if args.kvm {
-        runs.push((Beside::Kvm, selftests(&["kvm_and_dune".to_owned()])));
-        runs.push((Beside::IdleKvm, selftests(&["count_".to_owned()])));
+        boots.push(Boot { beside: Beside::Kvm, ..selftest("kvm_and_dune") });
+        boots.push(Boot { beside: Beside::IdleKvm, ..selftest("count_") });
     }
     if args.dune {
-        runs.extend(DUNE_TESTS.iter().map(|test| (Beside::Nothing, package("dune", test))));
+        boots.push(package("dune", DUNE_TESTS));
     }
     if args.programs {
-        runs.push((Beside::Nothing, programs()?));
+        boots.push(boot(programs()?));
     }
-    Ok(runs)
+    Ok(boots)
 }
 
 fn selftest(dir: &Path) -> String {
@@ -263,19 +313,13 @@ fn said(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
 }
 
 /// `cargo xtask guest-test` with the module; whether it passed.
-fn run_in_guest(
-    args: &Args,
-    series: Series,
-    dir: &Path,
-    beside: Beside,
-    program: &[String],
-) -> anyhow::Result<bool> {
-    let mut test = Command::new(std::env::current_exe().context("cannot find myself")?);
+fn run_in_guest(args: &Args, series: Series, dir: &Path, boot: &Boot) -> anyhow::Result<bool> {
+    let mut test = Command::new(MYSELF);
     let more = if args.xsave { WITH_XSAVE } else { "" };
     test.args(["guest-test", "--host", "bochs", "--skip-setup"]);
-    test.args(["--append", &format!("{COMMAND_LINE} {more}")]);
+    test.args(["--append", &format!("{COMMAND_LINE} {more} {}", boot.append)]);
     test.args(["--kernel", &series.to_string(), "--cpus", &args.cpus.to_string()]);
-    match (beside, series) {
+    match (boot.beside, series) {
         (Beside::Nothing, _) => {
             test.arg("--no-kvm");
         }
@@ -302,7 +346,8 @@ fn run_in_guest(
         .arg(format!("{} {PARAMETERS}", dir.join("dune.ko").display()))
         .arg("--module")
         .arg(dir.join("tests/nmi/dune_nmi.ko"))
-        .args(program)
+        .args(boot.more)
+        .args(&boot.program)
         .current_dir(cargo::root()?);
     Ok(test.status().context("cannot start the guest")?.success())
 }
@@ -310,7 +355,7 @@ fn run_in_guest(
 /// Loading the module on a machine that has no VT-x: QEMU's, which has SVM.
 fn is_refused_without_vtx(series: Series, dir: &Path) -> anyhow::Result<bool> {
     let module = format!("{}:/dune.ko", dir.join("dune.ko").display());
-    let mut test = Command::new(std::env::current_exe().context("cannot find myself")?);
+    let mut test = Command::new(MYSELF);
     test.args(["guest-test", "--host", "tcg", "--cpus", "1", "--no-kvm", "--skip-setup"])
         .args(["--kernel", &series.to_string(), "--file", &module, "--", &selftest(dir), "load_"])
         .current_dir(cargo::root()?);

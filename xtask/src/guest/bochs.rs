@@ -72,10 +72,12 @@ fn make_cd(machine: &Machine, run: &Run, cd: &std::path::Path) -> anyhow::Result
 
 fn bochsrc(machine: &Machine, run: &Run, cd: &std::path::Path) -> String {
     let (cpus, memory) = (machine.cpus, machine.memory_mib);
+    // More than this it does not keep in memory; the rest, once touched, is in a file.
+    let host = memory.min(2048);
     let mut text = format!(
         "display_library: term\n\
          cpu: model=corei7_skylake_x, count={cpus}, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0\n\
-         memory: guest={memory}, host={memory}\n\
+         memory: guest={memory}, host={host}\n\
          romimage: file={BIOS}\n\
          vgaromimage: file={VGA_BIOS}\n\
          ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\

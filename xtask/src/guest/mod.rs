@@ -38,7 +38,7 @@ use crate::{cargo, setup, step};
 pub(crate) use kernel::{Kernel, Series};
 use machine::{Machine, Run};
 use payload::{Payload, Test};
-use verdict::{Case, End};
+use verdict::{Case, End, Report};
 
 /// Where a test can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -136,6 +136,10 @@ pub(crate) struct Args {
     #[arg(long = "allow", value_name = "TEXT")]
     allowed: Vec<String>,
 
+    /// How often a test restarts the machine; it begins anew each time, and passes the last time
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    restarts: usize,
+
     /// Seconds for the whole run, booting included [default: 300; bochs and --suite: 900]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86400))]
     timeout: Option<u64>,
@@ -144,9 +148,9 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "NAME")]
     package: Option<String>,
 
-    /// An integration test of the package
+    /// An integration test of the package; several run one after the other in one machine
     #[arg(long, value_name = "NAME", requires = "package", conflicts_with_all = ["bin", "lib"])]
-    test: Option<String>,
+    test: Vec<String>,
 
     /// A program of the package
     #[arg(long, value_name = "NAME", requires = "package", conflicts_with = "lib")]
@@ -224,10 +228,15 @@ fn tests(args: &Args) -> anyhow::Result<Vec<Test>> {
     if args.suite {
         return suite::tests(args.host, args.kernel, &environment);
     }
-    let (program, arguments) = if let Some(package) = &args.package {
-        let program = cargo::test_program(package, &args.target(), args.release)?;
-        (program, args.command.clone())
-    } else if let Some((program, arguments)) = args.command.split_first() {
+    if let Some(package) = &args.package {
+        let test = |target: Vec<&str>| {
+            let program = cargo::test_program(package, &target, args.release)?;
+            let environment = environment.clone();
+            anyhow::Ok(Test { program, arguments: args.command.clone(), environment })
+        };
+        return args.targets().into_iter().map(test).collect();
+    }
+    let (program, arguments) = if let Some((program, arguments)) = args.command.split_first() {
         let found = Path::new(program).canonicalize().with_context(|| {
             format!("there is no program {program}; give its path on this machine, not a name")
         })?;
@@ -239,11 +248,12 @@ fn tests(args: &Args) -> anyhow::Result<Vec<Test>> {
 }
 
 impl Args {
-    fn target(&self) -> Vec<&str> {
-        match (&self.test, &self.bin) {
-            (Some(name), _) => vec!["--test", name],
-            (_, Some(name)) => vec!["--bin", name],
-            _ => vec!["--lib"],
+    /// What of the package is run, in cargo's words.
+    fn targets(&self) -> Vec<Vec<&str>> {
+        match &self.bin {
+            Some(name) => vec![vec!["--bin", name]],
+            None if self.test.is_empty() => vec![vec!["--lib"]],
+            None => self.test.iter().map(|name| vec!["--test", name]).collect(),
         }
     }
 
@@ -308,7 +318,9 @@ fn emulated(
         _ => tcg::start(&machine, &run)?,
     };
     let files = !destinations.is_empty();
-    let seen = watch::watch(&mut emulator, &run, &nonce, args.limit(), files, interrupted)?;
+    let report = Report::with_restarts(args.restarts);
+    let limit = args.limit();
+    let seen = watch::watch(&mut emulator, &run, &nonce, limit, files, report, interrupted)?;
     drop(emulator);
     run.remove_images();
     let case = Case { nonce: &nonce, tests: &names, allowed: &args.allowed };

@@ -84,9 +84,16 @@ pub(crate) struct Report {
     taint_before: Option<u64>,
     taint_after: Option<u64>,
     failures: Vec<String>,
+    /// How often the machine has yet to start again.
+    restarts: usize,
 }
 
 impl Report {
+    /// Of a machine that a test restarts so often.
+    pub(crate) fn with_restarts(restarts: usize) -> Self {
+        Self { restarts, ..Self::default() }
+    }
+
     /// Takes a line of ttyS1; what of it is the test's output is returned.
     pub(crate) fn line<'a>(&mut self, line: &'a str, nonce: &str) -> Option<&'a str> {
         let mark = format!("@{nonce} ");
@@ -96,6 +103,18 @@ impl Report {
         let said = said.trim_end();
         let (word, rest) = said.split_once(' ').unwrap_or((said, ""));
         match word {
+            // All that was said before is void, but for what went wrong.
+            "kernel" if self.begun > 0 && self.restarts > 0 => {
+                *self = Self {
+                    release: Some(rest.to_owned()),
+                    failures: std::mem::take(&mut self.failures),
+                    restarts: self.restarts - 1,
+                    ..Self::default()
+                };
+            }
+            "kernel" if self.release.is_some() => {
+                self.failures.push("the machine started again".to_owned());
+            }
             "kernel" => self.release = Some(rest.to_owned()),
             "taint-before" => self.taint_before = rest.parse().ok(),
             "taint-after" => self.taint_after = rest.parse().ok(),
@@ -150,6 +169,9 @@ pub(crate) fn problems(
         End::Interrupted => problems.push("interrupted".to_owned()),
     }
     problems.extend(report.failures.iter().cloned());
+    if report.restarts > 0 {
+        problems.push(format!("the machine did not restart ({} times less)", report.restarts));
+    }
     if report.release.is_none() {
         problems.push("the guest did not get as far as its init".to_owned());
     }
@@ -270,6 +292,19 @@ mod tests {
     fn lines_of_another_run_do_not_count() {
         one(&SAID.replace("5eed", "0000"), KERNEL, &End::Done, "did not get as far");
         one(SAID, &KERNEL.replace("5eed", "0000"), &End::Done, "marks of this run");
+    }
+
+    #[test]
+    fn a_restart_that_was_meant_begins_anew() {
+        let twice = SAID.split_once("hello").expect("in it").0.to_owned() + "\n" + SAID;
+        for restarts in 0..3 {
+            let mut report = Report::with_restarts(restarts);
+            for line in twice.lines() {
+                report.line(line, NONCE);
+            }
+            let problems = problems(&End::Done, &report, KERNEL, case(&[]));
+            assert_eq!(problems.is_empty(), restarts == 1, "{restarts}: {problems:?}");
+        }
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub(crate) fn watch(
     nonce: &str,
     limit: Duration,
     files: bool,
+    mut report: Report,
     interrupted: &AtomicBool,
 ) -> anyhow::Result<Seen> {
     let start = Instant::now();
@@ -58,7 +59,6 @@ pub(crate) fn watch(
     };
     let mut kernel = Tail::new(&run.kernel_log);
     let mut test = Tail::new(&run.test_log);
-    let mut report = Report::default();
     let mut boot = None;
     let mut panicked = None;
     let mut done = None;
