@@ -13,7 +13,7 @@ use crate::machine::Machine;
 pub(crate) const KIND: &str = "paper";
 
 /// The format that this version writes. Raised when a reader would be misled.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// All that was measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
