@@ -315,11 +315,11 @@ is measured again here, beside its own figures:
                   programs on it. Natively by what the paper used and by the best that Linux has
                   today (syscall user dispatch, userfaultfd), and in guest mode. In ticks of the
                   time stamp counter and in nanoseconds; each measurement is a process of its own.
-  Table 6         the collector on the four workloads with the paper's parameters: the better of
-                  the stock collectors (debian, pinned) in each mode, the patched one with
-                  pagemap-scan natively, and in guest mode with the paper's three variants:
-                  guest-direct, guest-tlb and guest-pte (dirty bits), which is what
-                  `barchan run --dune --tracker guest-pte` starts.
+  Table 6         the collector on the four workloads with the paper's parameters, and on ten of the
+                  XML documents, one after the other: the better of the stock collectors (debian,
+                  pinned) in each mode, the patched one with pagemap-scan natively, and in guest
+                  mode with the paper's three variants: guest-direct, guest-tlb and guest-pte
+                  (dirty bits), which is what `barchan run --dune --tracker guest-pte` starts.
 
 Rounds are interleaved: each round measures everything once, in an order that rotates. What this
 machine cannot give is a row that says why. Keep the machine idle meanwhile.
@@ -342,6 +342,11 @@ pub(crate) struct PaperArgs {
     /// Run only this workload of the collector (may be repeated)
     #[arg(long, value_name = "W", value_parser = crate::bench::paper::workloads())]
     pub(crate) workload: Vec<String>,
+
+    /// Run only these configurations of the collector (may be repeated; parts of names, as
+    /// generational, pinned/full or guest-pte, are enough)
+    #[arg(long, value_name = "C", value_parser = crate::bench::paper::selector)]
+    pub(crate) config: Vec<Selector>,
 
     /// Pause that incremental mode aims at, in milliseconds [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=999_998))]
@@ -375,6 +380,7 @@ impl PaperArgs {
         let given = [
             ("--scale", self.runs.scale.is_some()),
             ("--workload", !self.workload.is_empty()),
+            ("--config", !self.config.is_empty()),
             ("--pause-ms", self.pause_ms.is_some()),
             ("--markers", self.runs.markers.is_some()),
             ("--no-skip", self.runs.no_skip),

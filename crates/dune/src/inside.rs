@@ -330,6 +330,7 @@ impl Inside {
 
     /// Flushes this CPU's TLB, entries of the paging structures included.
     pub fn flush(self) {
+        FLUSHES.fetch_add(1, Ordering::Relaxed);
         // SAFETY: in guest mode, as the proof says, the stub behind INT3 reloads CR3 and returns.
         unsafe {
             core::arch::asm!("int3", in("rax") u64::from(FLUSH as u32), out("rdx") _);
@@ -338,6 +339,7 @@ impl Inside {
 
     /// Flushes the page at `address` from this CPU's TLB.
     pub fn flush_page(self, address: usize) {
+        FLUSHES.fetch_add(1, Ordering::Relaxed);
         // SAFETY: in guest mode, as the proof says, the stub behind INT3 executes INVLPG and returns.
         unsafe {
             core::arch::asm!("int3", in("rax") u64::from(FLUSH_PAGE as u32), in("rdi") address);
@@ -379,6 +381,14 @@ impl FlushLocal for Inside {
             Scope::All => Self::flush(*self),
         }
     }
+}
+
+/// Flushes that were asked for.
+static FLUSHES: AtomicU64 = AtomicU64::new(0);
+
+/// How many flushes were asked for, of pages or of all, in this process and those that it is forked of.
+pub(crate) fn flushes() -> u64 {
+    FLUSHES.load(Ordering::Relaxed)
 }
 
 /// A page of the process' own, made at the first use.

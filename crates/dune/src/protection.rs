@@ -94,6 +94,11 @@ fn on_fault(address: usize, _: &mut FaultFrame) -> bool {
     true
 }
 
+/// How many faults were handled, whatever the flushes.
+pub(crate) fn all_faults() -> u64 {
+    FAULTS.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+}
+
 /// Sets a bit of `bits` for each page of `range` that is dirty, and makes those pages clean; the flush is done
 /// when it returns. The arguments are right, and the kernel's writes are being noted.
 pub(crate) fn collect(inside: Inside, range: &Range<usize>, bits: &mut [u64], flushes: Flushes) {

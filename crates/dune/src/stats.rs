@@ -8,8 +8,8 @@ use core::fmt::Write as _;
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::host::{Exit, HostError, Step as _};
-use crate::sys;
 use crate::sys::text::Text;
+use crate::{inside, protection, sys};
 
 /// First bytes of a record.
 const MAGIC: u64 = u64::from_le_bytes(*b"barchanD");
@@ -30,6 +30,8 @@ struct Record {
     interrupted: AtomicU64,
     missing_pages: AtomicU64,
     signals: AtomicU64,
+    protection_faults: AtomicU64,
+    flushes: AtomicU64,
     calls: [AtomicU64; CALLS + 1],
     name: [AtomicU8; NAME],
 }
@@ -43,6 +45,8 @@ static PRIVATE: Record = Record {
     interrupted: AtomicU64::new(0),
     missing_pages: AtomicU64::new(0),
     signals: AtomicU64::new(0),
+    protection_faults: AtomicU64::new(0),
+    flushes: AtomicU64::new(0),
     calls: [const { AtomicU64::new(0) }; CALLS + 1],
     name: [const { AtomicU8::new(0) }; NAME],
 };
@@ -72,6 +76,10 @@ pub struct Snapshot {
     pub missing_pages: u64,
     /// Signals that were delivered to handlers.
     pub signals: u64,
+    /// Faults that the program handled itself at ring 3 by the trackers that protect pages, up to the last exit.
+    pub protection_faults: u64,
+    /// Flushes of a CPU's TLB, whole or of a page, that the program asked for, up to the last exit.
+    pub flushes: u64,
     /// System calls: number and count, the most frequent first.
     pub calls: Vec<(usize, u64)>,
 }
@@ -111,6 +119,8 @@ impl Snapshot {
             interrupted: get(&record.interrupted),
             missing_pages: get(&record.missing_pages),
             signals: get(&record.signals),
+            protection_faults: get(&record.protection_faults),
+            flushes: get(&record.flushes),
             calls,
         }
     }
@@ -139,8 +149,19 @@ pub fn record_in(directory: &[u8]) -> Result<(), HostError> {
     open()
 }
 
+/// Of [`counted_inside`], what was the parent's, in a forked child.
+static BEFORE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// Faults of protected pages and flushes in this process and those that it is forked of.
+fn counted_inside() -> [u64; 2] {
+    [protection::all_faults(), inside::flushes()]
+}
+
 /// In a forked child: a record of its own.
 pub(crate) fn renew() {
+    for (before, count) in BEFORE.iter().zip(counted_inside()) {
+        before.store(count, Ordering::Relaxed);
+    }
     if DIRECTORY_LEN.load(Ordering::Acquire) > 0 {
         // The directory may be gone already; then nobody reads it.
         if open().is_err() {
@@ -210,6 +231,10 @@ fn add(counter: &AtomicU64) {
 pub(crate) fn exit(exit: Exit) {
     let record = record();
     add(&record.exits);
+    // Counted at ring 3, where the record may have no page.
+    let [faults, flushes] = counted_inside();
+    record.protection_faults.store(faults - BEFORE[0].load(Ordering::Relaxed), Ordering::Relaxed);
+    record.flushes.store(flushes - BEFORE[1].load(Ordering::Relaxed), Ordering::Relaxed);
     match exit {
         Exit::Interrupted => add(&record.interrupted),
         Exit::NoMemory(_) => add(&record.missing_pages),

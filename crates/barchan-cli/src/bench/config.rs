@@ -222,6 +222,12 @@ impl fmt::Display for Config {
 pub(crate) struct Selector(Vec<String>);
 
 impl Selector {
+    /// The selector that `text` is, if it matches one of the configurations.
+    pub(crate) fn among(text: &str, configs: &[Config]) -> Option<Self> {
+        let selector = Self(text.split('/').map(str::to_owned).collect());
+        configs.iter().any(|config| selector.matches(*config)).then_some(selector)
+    }
+
     /// Whether each part is one of the configuration's.
     pub(crate) fn matches(&self, config: Config) -> bool {
         let name = config.to_string();
@@ -239,11 +245,9 @@ impl FromStr for Selector {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let selector = Self(text.split('/').map(str::to_owned).collect());
-        if Config::all().into_iter().any(|config| selector.matches(config)) {
-            return Ok(selector);
-        }
-        Err("no configuration has these parts; `barchan bench --list` shows all".to_owned())
+        Self::among(text, &Config::all()).ok_or_else(|| {
+            "no configuration has these parts; `barchan bench --list` shows all".to_owned()
+        })
     }
 }
 

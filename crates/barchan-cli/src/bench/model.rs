@@ -182,6 +182,12 @@ pub(crate) struct GuestCounts {
     pub(crate) exits: u64,
     /// Page faults that the monitor handled.
     pub(crate) monitor_faults: u64,
+    /// Faults of protected pages, which the program handled itself.
+    #[serde(default)]
+    pub(crate) protection_faults: u64,
+    /// Flushes of a CPU's TLB that the program asked for.
+    #[serde(default)]
+    pub(crate) flushes: u64,
     /// System calls.
     pub(crate) system_calls: u64,
 }

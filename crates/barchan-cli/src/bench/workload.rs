@@ -129,6 +129,17 @@ pub(crate) const ALL: &[Workload] = &[
     },
 ];
 
+/// The ten documents of the Dune paper, with its sizes: it is in `bench paper` only.
+pub(crate) const TEN_DOCUMENTS: Workload = Workload {
+    name: "xml-ten-150",
+    program: "xml",
+    full: &["--repeat", "10"],
+    quick_scale: 0.02,
+    title: "the DOMs of ten XML documents of 150 MB, one after the other",
+    needs: None,
+    target: 1.0,
+};
+
 impl Workload {
     /// Why it cannot be run on this machine, if it cannot.
     pub(crate) fn unavailable(&self) -> Option<String> {

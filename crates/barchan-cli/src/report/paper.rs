@@ -41,8 +41,12 @@ pub(crate) fn render(paper: &Paper) -> String {
         out.push('\n');
     }
     if let Some(report) = &paper.collector {
-        out.push_str(&collector_table(report));
+        let unit = Unit::of(paper);
+        out.push_str(&collector_table(report, unit));
         out.push('\n');
+        if let Some(note) = unit.seconds_note() {
+            line(&mut out, format_args!("{note}\n"));
+        }
         for workload in &report.workloads {
             out.push_str(&table::workload_table(report, workload));
             out.push('\n');
@@ -155,31 +159,98 @@ pub(super) fn scaled(report: &Report) -> Option<&str> {
     report.workloads.iter().find_map(|w| Some(w.command.split_once("--scale ")?.1))
 }
 
+/// What a run of the collector is told in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Unit {
+    /// Milliseconds of wall time.
+    Milliseconds,
+    /// Millions of instructions executed, so many of which are a second of the emulator's clock.
+    MegaInstructions(f64),
+}
+
+impl Unit {
+    pub(super) fn of(paper: &Paper) -> Self {
+        paper.guest.instructions_per_s.map_or(Self::Milliseconds, Self::MegaInstructions)
+    }
+
+    /// Its name, with what it is of.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Milliseconds => "wall time in ms",
+            Self::MegaInstructions(_) => {
+                "millions of INSTRUCTIONS EXECUTED, those of the kernel and of guest mode's monitor included"
+            }
+        }
+    }
+
+    /// Of pauses.
+    pub(super) fn short(self) -> &'static str {
+        match self {
+            Self::Milliseconds => "ms",
+            Self::MegaInstructions(_) => "millions of instructions",
+        }
+    }
+
+    fn factor(self) -> f64 {
+        match self {
+            Self::Milliseconds => 1.0,
+            Self::MegaInstructions(per_second) => per_second / 1e9,
+        }
+    }
+
+    fn of_ms(self, ms: f64) -> f64 {
+        ms * self.factor()
+    }
+
+    /// What the times of the tables below are.
+    pub(super) fn seconds_note(self) -> Option<String> {
+        let Self::MegaInstructions(per_second) = self else { return None };
+        Some(format!(
+            "Times below are those of the emulator's clock: a second is {} million instructions.",
+            number(per_second / 1e6)
+        ))
+    }
+}
+
 /// The heading of Table 6, with what must be known to read it.
-pub(super) fn collector_heading(report: &Report) -> String {
+pub(super) fn collector_heading(report: &Report, unit: Unit) -> String {
     let sizes = scaled(report).map_or_else(
         || "the paper's sizes".to_owned(),
         |scale| {
             format!("SCALED DOWN to {scale} of the paper's sizes, which its own figures are of")
         },
     );
+    let pause = match unit {
+        Unit::Milliseconds => format!("{} ms", report.pause_ms),
+        Unit::MegaInstructions(_) => {
+            let instructions = unit.of_ms(f64::from(report.pause_ms));
+            format!(
+                "{} ms of its clock, {} {},",
+                report.pause_ms,
+                number(instructions),
+                unit.short()
+            )
+        }
+    };
     format!(
-        "{sizes}; {} markers (1 in mode full), pauses of {} ms aimed at in mode incremental",
-        report.markers, report.pause_ms
+        "{sizes}; {} markers (1 in mode full), pauses of {pause} aimed at in mode incremental",
+        report.markers
     )
 }
 
-fn collector_table(report: &Report) -> String {
+fn collector_table(report: &Report, unit: Unit) -> String {
     let mut out = String::new();
     line(
         &mut out,
         format_args!(
-            "Table 6: the collector, wall time in ms, median [min – max]; below it the collector if there \
-             was a choice, and pauses p50/p99/max in ms"
+            "Table 6: the collector, {}, median [min – max]; below it the collector if there \
+             was a choice, and pauses p50/p99/max in {}",
+            unit.title(),
+            unit.short()
         ),
     );
-    line(&mut out, format_args!("  {}", collector_heading(report)));
-    out.push_str(&collector_grid(report).text());
+    line(&mut out, format_args!("  {}", collector_heading(report, unit)));
+    out.push_str(&collector_grid(report, unit).text());
     let columns = columns(report);
     if columns.iter().any(|w| Line::ALL.iter().any(|l| gave_up(report, w, *l))) {
         line(&mut out, format_args!("  † left incremental mode on its way"));
@@ -197,7 +268,7 @@ pub(super) fn columns(report: &Report) -> Vec<&WorkloadInfo> {
 }
 
 /// Table 6: a column for each workload; the paper's lines, ours, and ratios.
-pub(super) fn collector_grid(report: &Report) -> Grid {
+pub(super) fn collector_grid(report: &Report, unit: Unit) -> Grid {
     let columns = columns(report);
     let mut grid = columns
         .iter()
@@ -213,7 +284,7 @@ pub(super) fn collector_grid(report: &Report) -> Grid {
         let named = grid::Row::default().cell(table_line.name());
         let cell = |workload: &WorkloadInfo| table6::cell(report, workload, table_line);
         grid.push(columns.iter().fold(named, |row, workload| match cell(workload) {
-            Some(cell) => row.cell_of_two(milliseconds(&cell), pauses(&cell)),
+            Some(cell) => row.cell_of_two(total(&cell, unit), pauses(&cell, unit)),
             None => row.cell("–"),
         }));
     }
@@ -228,21 +299,35 @@ pub(super) fn collector_grid(report: &Report) -> Grid {
             });
         }
     }
-    for ((_, of), name) in VARIANTS.into_iter().zip(["direct port", "TLB control", "dirty bits"]) {
+    for (variant, name) in VARIANTS.into_iter().zip(["direct port", "TLB control", "dirty bits"]) {
         row(format!("paper: {name} over Boehm on Linux"), &|workload| {
-            times(table6::paper_over_normal(workload, of))
+            times(table6::paper_over_normal(workload, variant))
         });
     }
     for mode in [Mode::Generational, Mode::Incremental] {
         for (dirty, _) in VARIANTS {
             let config = Config { collector: Collector::Barchan, mode, dirty };
-            row(format!("exits of {}, {}", dirty.name(), mode.name()), &|workload| {
-                table6::counts(report, workload, config)
-                    .map_or_else(|| "–".to_owned(), |[exits, ..]| grouped(exits))
+            row(format!("{EVENTS} of {}, {}", dirty.name(), mode.name()), &|workload| {
+                events(report, workload, config)
             });
         }
     }
     grid
+}
+
+/// What [`events`] tells.
+const EVENTS: &str = "exits/faults/flushes";
+
+/// Exits; faults of the monitor and of protected pages together; flushes.
+fn events(report: &Report, workload: &WorkloadInfo, config: Config) -> String {
+    let counts: [table6::Count; 3] =
+        [|c| c.exits, |c| c.monitor_faults + c.protection_faults, |c| c.flushes];
+    counts
+        .map(|count| {
+            let median = table6::count(report, workload, config, count);
+            median.map_or_else(|| "–".to_owned(), grouped)
+        })
+        .join("/")
 }
 
 fn gave_up(report: &Report, workload: &WorkloadInfo, table_line: Line) -> bool {
@@ -268,22 +353,22 @@ fn of_paper(workload: &WorkloadInfo, value: Figure) -> String {
 }
 
 /// Median and range of a cell's time.
-fn milliseconds(cell: &rounds::Cell) -> String {
-    let [median, min, max] =
-        [cell.total_s.median, cell.total_s.min, cell.total_s.max].map(|s| amount(s * 1e3));
+fn total(cell: &rounds::Cell, unit: Unit) -> String {
+    let [median, min, max] = [cell.total_s.median, cell.total_s.min, cell.total_s.max]
+        .map(|s| amount(unit.of_ms(s * 1e3)));
     format!("{median} [{min} – {max}]{}", if cell.gave_up { " †" } else { "" })
 }
 
 /// A cell's pauses, and whose they are if there was a choice.
-fn pauses(cell: &rounds::Cell) -> String {
+fn pauses(cell: &rounds::Cell, unit: Unit) -> String {
     let collector = cell.config.collector;
     let whose =
         if collector.is_baseline() { format!("{}: ", collector.name()) } else { String::new() };
     format!(
         "{whose}{}/{}/{}",
-        maybe(cell.pause_p50_ms),
-        maybe(cell.pause_p99_ms),
-        maybe(cell.pause_max_ms.map(|spread| spread.median))
+        maybe(cell.pause_p50_ms.map(|ms| unit.of_ms(ms))),
+        maybe(cell.pause_p99_ms.map(|ms| unit.of_ms(ms))),
+        maybe(cell.pause_max_ms.map(|spread| unit.of_ms(spread.median)))
     )
 }
 
@@ -307,7 +392,12 @@ pub(super) mod tests {
             rounds: 3,
             interrupted: false,
             machine: Machine { cpu: Some("Example <CPU>".to_owned()), ..Machine::default() },
-            guest: Guest { kind: None, emulated_by: None, why: Some("no /dev/kvm".to_owned()) },
+            guest: Guest {
+                kind: None,
+                emulated_by: None,
+                instructions_per_s: None,
+                why: Some("no /dev/kvm".to_owned()),
+            },
             micro: Some(example()),
             collector: Some(some()),
         }
@@ -347,7 +437,10 @@ pub(super) mod tests {
         assert!(find(&text, "guest-tlb over stock, incremental").ends_with('–'));
         assert!(find(&text, "paper: dirty bits over").ends_with("0.73×"));
         assert!(find(&text, "paper: TLB control over").ends_with("0.76×"));
-        assert!(find(&text, "exits of guest-pte, incremental").ends_with(" 30"));
+        let events = find(&text, "exits/faults/flushes of guest-pte, incremental");
+        assert!(events.ends_with(" 30/60/50"), "{events}");
+        let events = find(&text, "exits/faults/flushes of guest-tlb, incremental");
+        assert!(events.ends_with(" –/–/–"), "{events}");
         assert!(text.contains("SCALED DOWN to 0.5"), "{text}");
         assert!(text.contains("(PML) has no row"), "{text}");
         assert!(text.contains("guest mode: none (no /dev/kvm)"), "{text}");
@@ -358,6 +451,21 @@ pub(super) mod tests {
         let mut paper = paper();
         paper.guest.emulated_by = Some("Bochs: cycles are instructions executed".to_owned());
         assert!(render(&paper).starts_with("EMULATED by Bochs: cycles are instructions"));
+        assert!(find(&render(&paper), "Table 6").contains("wall time in ms"));
+    }
+
+    #[test]
+    fn where_instructions_are_counted_table_6_is_of_them() {
+        let mut paper = paper();
+        paper.guest.instructions_per_s = Some(50e6);
+        let text = render(&paper);
+        assert!(find(&text, "Table 6").contains("millions of INSTRUCTIONS"), "{text}");
+        // 1.4 s at 50 million a second.
+        assert!(find(&text, "stock, full ").contains("70.0 [70.0 – 70.0]"), "{text}");
+        assert!(text.contains("debian: 0.05/0.10/0.15"), "{text}");
+        assert!(text.contains("pauses of 5 ms of its clock, 0.25 millions"), "{text}");
+        assert!(text.contains("a second is 50.0 million instructions"), "{text}");
+        assert!(find(&text, "guest-pte over stock, incremental").ends_with("0.60×"));
     }
 
     #[test]

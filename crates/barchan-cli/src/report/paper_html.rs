@@ -5,7 +5,7 @@ use dune_bench::Row;
 
 use super::html::{self, FOOT, escape, put};
 use super::paper::{
-    MICRO_NOTES, NOT_THERE, collector_grid, collector_heading, columns, host, micro_grid,
+    MICRO_NOTES, NOT_THERE, Unit, collector_grid, collector_heading, columns, host, micro_grid,
 };
 use super::paper_plot;
 use crate::bench::model::Report;
@@ -44,7 +44,7 @@ pub(crate) fn render(paper: &Paper) -> String {
         operations(&mut page, paper, micro);
     }
     if let Some(report) = &paper.collector {
-        collector(&mut page, report);
+        collector(&mut page, report, Unit::of(paper));
     }
     page.push_str("<h2>Conditions</h2>\n");
     let mut facts = html::machine_facts(machine);
@@ -85,14 +85,16 @@ fn operations(page: &mut String, paper: &Paper, micro: &Micro) {
     }
 }
 
-fn collector(page: &mut String, report: &Report) {
+fn collector(page: &mut String, report: &Report, unit: Unit) {
     put(
         page,
         format_args!(
-            "<h2>Table 6: the collector</h2>\n<p class=\"soft\">Wall time in ms, median [min – max]; \
-             pauses p50/p99/max in ms. {}.</p>\n{}",
-            escape(&collector_heading(report)),
-            collector_grid(report).html()
+            "<h2>Table 6: the collector</h2>\n<p class=\"soft\">Figures: {}, median [min – max]; \
+             pauses p50/p99/max in {}. {}.</p>\n{}",
+            unit.title(),
+            unit.short(),
+            escape(&collector_heading(report, unit)),
+            collector_grid(report, unit).html()
         ),
     );
     put(page, format_args!("<p class=\"note\">{}</p>\n", escape(NOT_THERE)));
@@ -109,6 +111,9 @@ fn collector(page: &mut String, report: &Report) {
                  {configs}.</p>\n"
             ),
         );
+    }
+    if let Some(note) = unit.seconds_note() {
+        put(page, format_args!("<p class=\"note\">{}</p>\n", escape(&note)));
     }
     for workload in columns(report) {
         html::section(page, report, workload);

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
+use barchan_boehm::{Collector, Flavour, Layout};
 use serde_json::Value;
 
 use crate::same::{asked_runs, available, barchan, finish, installed};
@@ -64,6 +65,76 @@ fn the_collector_on_the_guests_page_tables() {
         let result: Value = serde_json::from_str(&printed).expect("one line of JSON");
         assert_eq!(result["ok"], true, "it checks its own results: {result}");
         assert_eq!(result["incremental"], true, "{result}");
+    }
+}
+
+/// bdwgc's programs that are about dirty bits: they must have had pages armed.
+const ABOUT_DIRTY_BITS: [&str; 2] = ["gctest", "dirtybitstest"];
+
+/// What gctest says when the heap is larger than it expects; in incremental mode the pace follows the clock, and it
+/// happens natively as well (`crates/barchan-boehm/tests/upstream_tests.rs`).
+const HEAP_BOUND: &str = "Unexpected heap growth";
+
+/// The names of the programs that bdwgc's build declares as tests.
+fn upstreams_programs(tests: &Path) -> Vec<String> {
+    let list = std::fs::read_to_string(tests.join("CTestTestfile.cmake")).unwrap_or_default();
+    let commands =
+        list.lines().filter_map(|line| line.strip_prefix("add_test(")?.split('"').nth(1));
+    let name = |path: &str| Some(Path::new(path).file_name()?.to_str()?.to_owned());
+    commands.filter_map(name).collect()
+}
+
+#[test]
+fn bdwgcs_own_programs() {
+    if asked_runs().is_none() {
+        println!(
+            "skipped: half an hour and more on a host that shadows page tables; set BARCHAN_DUNE_RUNS=1"
+        );
+        return;
+    }
+    if !built() || !available() {
+        return;
+    }
+    let layout = Layout::new(Layout::compiled_root()).expect("a checkout");
+    let collector = Collector::built(&layout, Flavour::PATCHED).expect("it is built");
+    let programs = upstreams_programs(&collector.tests_dir());
+    assert!(programs.len() >= 20, "bdwgc's tests are missing: {programs:?}");
+    for program in &programs {
+        let path = collector.tests_dir().join(program);
+        for (source, mode) in SOURCES.into_iter().flat_map(|s| MODES.map(|mode| (s, mode))) {
+            let left = if mode == "incremental" { 2 } else { 0 };
+            passes(&path, source, mode, left);
+            println!("{program} on {source}, {mode}: ok");
+        }
+    }
+}
+
+/// Runs one of bdwgc's programs in guest mode, which must end well; `again` so many times if all that it says is that
+/// the heap has grown.
+#[track_caller]
+fn passes(program: &Path, source: &str, mode: &str, again: u32) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let stats = directory.path().join("stats.json");
+    let mut command = barchan();
+    command.args(["run", "--dune", "--tracker", source, "--mode", mode, "--stats"]).arg(&stats);
+    // It is about dirty bits, so none of the collections that need none.
+    command.arg("--").arg(program).env("GC_BARCHAN_POLICY", "partial");
+    let output = finish(command.current_dir(directory.path()));
+    let said = format!("{}{}", output.stdout, output.stderr);
+    if again > 0 && !output.status.success() && said.contains(HEAP_BOUND) {
+        println!("again: the heap outgrew gctest's bound");
+        return passes(program, source, mode, again - 1);
+    }
+    let what = format!("{}, {source}, {mode}", program.display());
+    assert!(output.status.success(), "{what}: {}: {said}", output.status);
+    let text = std::fs::read(&stats).expect("written");
+    let stats: Value = serde_json::from_slice(&text).expect("JSON");
+    assert!(stats["guest_processes"][0]["exits"].as_u64() > Some(0), "{what}: {stats}");
+    let name = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if ABOUT_DIRTY_BITS.contains(&name) {
+        let process = &stats["processes"][0];
+        assert_eq!(process["source"], source, "{what}: {stats}");
+        assert!(process["dirty_bits"]["pages_armed"].as_u64() > Some(0), "{what}: {stats}");
     }
 }
 

@@ -17,10 +17,19 @@ use super::model::Guest;
 use crate::bench::config::{Collector, Config, DirtySource, Mode};
 use crate::bench::model::{GuestCounts, Outcome, Report};
 use crate::bench::preflight::{self, Ready};
-use crate::bench::{Candidate, Plan, build_needed, require_one, workload};
+use crate::bench::workload::{self, Workload};
+use crate::bench::{Candidate, Plan, build_needed, require_one};
 use crate::build;
 use crate::cli::{DEFAULT_PAUSE_MS, PaperArgs};
 use crate::run::{dune, record};
+
+/// The workloads with these names, all for none: the four of Table 6, and the ten documents.
+pub(crate) fn workloads(names: &[String]) -> Vec<&'static Workload> {
+    let all = workload::select(&figures::TABLE_6.map(|column| column.name.to_owned()));
+    let wanted =
+        |workload: &&Workload| names.is_empty() || names.iter().any(|n| n == workload.name);
+    all.into_iter().chain([&workload::TEN_DOCUMENTS]).filter(wanted).collect()
+}
 
 /// The configurations, by mode.
 pub(crate) fn configs() -> Vec<Config> {
@@ -54,14 +63,11 @@ pub(super) struct Prepared {
 /// Builds, and tries every configuration.
 pub(super) fn prepare(layout: &Layout, args: &PaperArgs, guest: &Guest) -> Result<Prepared> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let names: Vec<String> = figures::TABLE_6
-        .iter()
-        .map(|workload| workload.name.to_owned())
-        .filter(|name| args.workload.is_empty() || args.workload.contains(name))
-        .collect();
+    let mut configs = configs();
+    configs.retain(|c| args.config.is_empty() || args.config.iter().any(|s| s.matches(*c)));
     let plan = Plan {
-        workloads: workload::select(&names),
-        configs: configs(),
+        workloads: workloads(&args.workload),
+        configs,
         settings: vec![None],
         rounds: args.rounds,
         quick: false,
@@ -186,6 +192,8 @@ fn take_counts(dir: &Path) -> Option<GuestCounts> {
     for process in &processes {
         counts.exits += process.exits;
         counts.monitor_faults += process.faults;
+        counts.protection_faults += process.protection_faults;
+        counts.flushes += process.flushes;
         counts.system_calls += process.calls.iter().map(|(_, count)| count).sum::<u64>();
     }
     (counts.exits > 0).then_some(counts)

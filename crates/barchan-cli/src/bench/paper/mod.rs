@@ -22,8 +22,10 @@ use std::time::{Instant, SystemTime};
 
 use barchan_boehm::{Error, ErrorKind, Layout, Result};
 use clap::builder::PossibleValuesParser;
+use dune_bench::clock::Rate;
 use dune_bench::emulator::Emulator;
 
+use super::config::{Config, Selector};
 use super::{INTERRUPTED, judge, stop_on_interrupt};
 use crate::cli::{PaperArgs, PaperPart};
 use crate::machine::Machine;
@@ -32,9 +34,17 @@ use model::{Guest, MicroOutcome, Paper};
 
 pub(crate) use micro::probe;
 
-/// What `--workload` takes: the paper's four.
+/// What `--workload` takes: the paper's four, and the ten documents of its text.
 pub(crate) fn workloads() -> PossibleValuesParser {
-    PossibleValuesParser::new(figures::TABLE_6.map(|workload| workload.name))
+    PossibleValuesParser::new(collector::workloads(&[]).iter().map(|workload| workload.name))
+}
+
+/// What `--config` takes.
+pub(crate) fn selector(text: &str) -> std::result::Result<Selector, String> {
+    Selector::among(text, &collector::configs()).ok_or_else(|| {
+        let names: Vec<_> = collector::configs().iter().map(Config::to_string).collect();
+        format!("no configuration has these parts; there are {}", names.join(", "))
+    })
 }
 
 /// Runs the subcommand.
@@ -88,6 +98,7 @@ fn words(args: &PaperArgs) -> String {
     words.push(format!("--rounds {}", args.rounds));
     words.extend(args.runs.scale.map(|scale| format!("--scale {scale}")));
     words.extend(args.workload.iter().map(|name| format!("--workload {name}")));
+    words.extend(args.config.iter().map(|selector| format!("--config {selector}")));
     words.extend(args.runs.no_skip.then(|| "--no-skip".to_owned()));
     words.extend(args.pause_ms.map(|ms| format!("--pause-ms {ms}")));
     words.extend(args.runs.markers.map(|markers| format!("--markers {markers}")));
@@ -98,9 +109,12 @@ fn find_guest() -> Guest {
     let found = guest::try_entering();
     let why = (!found.available)
         .then(|| found.why.unwrap_or_else(|| "guest mode is not to be had here".to_owned()));
+    let emulator = Emulator::find();
     let emulated_by =
-        Emulator::find().map(|emulator| format!("{}: {}", emulator.name(), emulator.figures()));
-    Guest { kind: found.kind, emulated_by, why }
+        emulator.map(|emulator| format!("{}: {}", emulator.name(), emulator.figures()));
+    let instructions_per_s =
+        emulator.filter(|emulator| *emulator == Emulator::Bochs).map(|_| Rate::start().end());
+    Guest { kind: found.kind, emulated_by, instructions_per_s, why }
 }
 
 /// Prints the tables and writes the files; fails if something that could be measured was not.

@@ -13,7 +13,7 @@ use crate::machine::Machine;
 pub(crate) const KIND: &str = "paper";
 
 /// The format that this version writes. Raised when a reader would be misled.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// All that was measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,6 +51,9 @@ pub(crate) struct Guest {
     pub(crate) kind: Option<String>,
     /// What emulates it, if something does: then times are the emulator's.
     pub(crate) emulated_by: Option<String>,
+    /// Instructions in a second of the emulator's clock, if that counts them.
+    #[serde(default)]
+    pub(crate) instructions_per_s: Option<f64>,
     /// Why there is none.
     pub(crate) why: Option<String>,
 }
