@@ -69,17 +69,46 @@ fn code(error: RangeError) -> i32 {
     }
 }
 
-/// The bitmap, if it is long enough for the range.
+/// Whether there are pages in the range, and a bitmap for them.
+fn fits(range: &Range<usize>, bits: *const u64, words: usize) -> bool {
+    inside::check(range)
+        .is_ok_and(|pages| !bits.is_null() && bits.is_aligned() && words >= pages.div_ceil(64))
+}
+
+/// Does `act` with a bitmap to read, if it fits the range.
+///
+/// # Safety
+/// `words` words at `bits` are there, and nobody writes to them.
+unsafe fn reading(
+    range: Range<usize>,
+    bits: *const u64,
+    words: usize,
+    act: impl FnOnce(&Range<usize>, &[u64]),
+) -> i32 {
+    if !fits(&range, bits, words) {
+        return INVALID;
+    }
+    // SAFETY: not null, aligned, and by the caller's promise long enough and constant.
+    act(&range, unsafe { core::slice::from_raw_parts(bits, words) });
+    OK
+}
+
+/// Does `act` with a bitmap to write to, if it fits the range.
 ///
 /// # Safety
 /// `words` words at `bits` are there, and nobody else uses them.
-unsafe fn bitmap<'a>(range: &Range<usize>, bits: *mut u64, words: usize) -> Option<&'a mut [u64]> {
-    let pages = inside::check(range).ok()?;
-    if bits.is_null() || !bits.is_aligned() || words < pages.div_ceil(64) {
-        return None;
+unsafe fn writing(
+    range: Range<usize>,
+    bits: *mut u64,
+    words: usize,
+    act: impl FnOnce(&Range<usize>, &mut [u64]),
+) -> i32 {
+    if !fits(&range, bits, words) {
+        return INVALID;
     }
     // SAFETY: not null, aligned, and by the caller's promise long enough and ours.
-    Some(unsafe { core::slice::from_raw_parts_mut(bits, words) })
+    act(&range, unsafe { core::slice::from_raw_parts_mut(bits, words) });
+    OK
 }
 
 unsafe extern "C" fn retain() {
@@ -108,25 +137,30 @@ unsafe extern "C" fn clear(start: usize, end: usize) -> i32 {
 }
 
 unsafe extern "C" fn clear_among(start: usize, end: usize, among: *const u64, words: usize) -> i32 {
-    let range = start..end;
-    // SAFETY: the caller's promise; nothing is written to it.
-    let Some(among) = (unsafe { bitmap(&range, among.cast_mut(), words) }) else { return INVALID };
-    inside().clear_noted(&range, Some(among)).flush_everywhere();
-    OK
+    // SAFETY: the caller's promise.
+    unsafe {
+        reading(start..end, among, words, |range, among| {
+            inside().clear_noted(range, Some(among)).flush_everywhere();
+        })
+    }
 }
 
 unsafe extern "C" fn peek(start: usize, end: usize, bits: *mut u64, words: usize) -> i32 {
-    // SAFETY: the caller's promise.
-    let Some(bits) = (unsafe { bitmap(&(start..end), bits, words) }) else { return INVALID };
+    if !fits(&(start..end), bits, words) {
+        return INVALID;
+    }
+    // SAFETY: not null, aligned, and by the caller's promise long enough and ours.
+    let bits = unsafe { core::slice::from_raw_parts_mut(bits, words) };
     inside().peek(start..end, bits).map_or_else(code, |()| OK)
 }
 
 unsafe extern "C" fn collect(start: usize, end: usize, bits: *mut u64, words: usize) -> i32 {
-    let range = start..end;
     // SAFETY: the caller's promise.
-    let Some(bits) = (unsafe { bitmap(&range, bits, words) }) else { return INVALID };
-    inside().collect_noted(&range, bits).flush_everywhere();
-    OK
+    unsafe {
+        writing(start..end, bits, words, |range, bits| {
+            inside().collect_noted(range, bits).flush_everywhere();
+        })
+    }
 }
 
 fn flushes(number: u32) -> Option<Flushes> {
@@ -166,12 +200,13 @@ unsafe extern "C" fn protection_clear_among(
     among: *const u64,
     words: usize,
 ) -> i32 {
-    let range = start..end;
-    // SAFETY: the caller's promise; nothing is written to it.
-    let among = unsafe { bitmap(&range, among.cast_mut(), words) };
-    let (Some(flushes), Some(among)) = (flushes(number), among) else { return INVALID };
-    protection::clear(inside(), &range, Some(among), flushes);
-    OK
+    let Some(flushes) = flushes(number) else { return INVALID };
+    // SAFETY: the caller's promise.
+    unsafe {
+        reading(start..end, among, words, |range, among| {
+            protection::clear(inside(), range, Some(among), flushes);
+        })
+    }
 }
 
 unsafe extern "C" fn protection_peek(
@@ -180,11 +215,10 @@ unsafe extern "C" fn protection_peek(
     bits: *mut u64,
     words: usize,
 ) -> i32 {
-    let range = start..end;
     // SAFETY: the caller's promise.
-    let Some(bits) = (unsafe { bitmap(&range, bits, words) }) else { return INVALID };
-    protection::peek(inside(), &range, bits);
-    OK
+    unsafe {
+        writing(start..end, bits, words, |range, bits| protection::peek(inside(), range, bits))
+    }
 }
 
 unsafe extern "C" fn protection_collect(
@@ -194,12 +228,13 @@ unsafe extern "C" fn protection_collect(
     bits: *mut u64,
     words: usize,
 ) -> i32 {
-    let range = start..end;
+    let Some(flushes) = flushes(number) else { return INVALID };
     // SAFETY: the caller's promise.
-    let bits = unsafe { bitmap(&range, bits, words) };
-    let (Some(flushes), Some(bits)) = (flushes(number), bits) else { return INVALID };
-    protection::collect(inside(), &range, bits, flushes);
-    OK
+    unsafe {
+        writing(start..end, bits, words, |range, bits| {
+            protection::collect(inside(), range, bits, flushes);
+        })
+    }
 }
 
 unsafe extern "C" fn protection_faults(number: u32) -> u64 {
