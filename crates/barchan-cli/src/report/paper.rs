@@ -273,12 +273,12 @@ pub(super) fn collector_grid(report: &Report, unit: Unit) -> Grid {
     let mut grid = columns
         .iter()
         .fold(Grid::new().text_column(""), |grid, workload| grid.number_column(&workload.name));
-    let mut row = |name: String, cell: &dyn Fn(&WorkloadInfo) -> String| {
+    let row = |grid: &mut Grid, name: String, cell: &dyn Fn(&WorkloadInfo) -> String| {
         let named = grid::Row::default().cell(name);
         grid.push(columns.iter().fold(named, |row, workload| row.cell(cell(workload))));
     };
     for (name, value) in PAPER_LINES {
-        row(name.to_owned(), &|workload| of_paper(workload, value));
+        row(&mut grid, name.to_owned(), &|workload| of_paper(workload, value));
     }
     for table_line in Line::ALL {
         let named = grid::Row::default().cell(table_line.name());
@@ -288,26 +288,22 @@ pub(super) fn collector_grid(report: &Report, unit: Unit) -> Grid {
             None => row.cell("–"),
         }));
     }
-    let mut row = |name: String, cell: &dyn Fn(&WorkloadInfo) -> String| {
-        let named = grid::Row::default().cell(name);
-        grid.push(columns.iter().fold(named, |row, workload| row.cell(cell(workload))));
-    };
     for mode in [Mode::Generational, Mode::Incremental] {
         for (dirty, _) in VARIANTS {
-            row(format!("{} over stock, {}", dirty.name(), mode.name()), &|workload| {
+            row(&mut grid, format!("{} over stock, {}", dirty.name(), mode.name()), &|workload| {
                 times(table6::over_stock(report, workload, mode, dirty))
             });
         }
     }
     for (variant, name) in VARIANTS.into_iter().zip(["direct port", "TLB control", "dirty bits"]) {
-        row(format!("paper: {name} over Boehm on Linux"), &|workload| {
+        row(&mut grid, format!("paper: {name} over Boehm on Linux"), &|workload| {
             times(table6::paper_over_normal(workload, variant))
         });
     }
     for mode in [Mode::Generational, Mode::Incremental] {
         for (dirty, _) in VARIANTS {
             let config = Config { collector: Collector::Barchan, mode, dirty };
-            row(format!("{EVENTS} of {}, {}", dirty.name(), mode.name()), &|workload| {
+            row(&mut grid, format!("{EVENTS} of {}, {}", dirty.name(), mode.name()), &|workload| {
                 events(report, workload, config)
             });
         }
