@@ -22,13 +22,25 @@ pub enum Strategy {
     Patched,
 }
 
+/// What the collector, or the compiler for it, checks while it runs. Slow, but for the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Checks {
+    /// Nothing.
+    None,
+    /// The collector's own assertions (`GC_ASSERTIONS`).
+    Assertions,
+    /// Data races, by the compiler's ThreadSanitizer; what is linked to it, or runs with it, has
+    /// to be compiled so as well.
+    ThreadSanitizer,
+}
+
 /// One way to build the collector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Flavour {
     /// The source of dirty bits.
     pub strategy: Strategy,
-    /// Whether the collector checks itself (`GC_ASSERTIONS`). Slow.
-    pub assertions: bool,
+    /// What is checked.
+    pub checks: Checks,
 }
 
 /// Flags that every flavour gets, as `-D` arguments of cmake.
@@ -58,31 +70,43 @@ const COMMON: &[&str] = &[
 /// Compiler flags in the place of cmake's `-O3 -DNDEBUG`: those of Debian's build.
 const OPTIMISATION: &str = "-O2 -g -fstack-protector-strong -D_FORTIFY_SOURCE=2";
 
+/// Compiler flags for [`Checks::ThreadSanitizer`].
+const THREAD_SANITIZER: &str = "-fsanitize=thread -fno-omit-frame-pointer";
+
 impl Flavour {
     /// The pinned upstream as it is.
-    pub const STOCK: Self = Self { strategy: Strategy::Stock, assertions: false };
+    pub const STOCK: Self = Self { strategy: Strategy::Stock, checks: Checks::None };
     /// The pinned upstream, built for soft-dirty bits.
     pub const STOCK_SOFT_DIRTY: Self =
-        Self { strategy: Strategy::StockSoftDirty, assertions: false };
+        Self { strategy: Strategy::StockSoftDirty, checks: Checks::None };
     /// The patched collector.
-    pub const PATCHED: Self = Self { strategy: Strategy::Patched, assertions: false };
+    pub const PATCHED: Self = Self { strategy: Strategy::Patched, checks: Checks::None };
+    /// The patched collector, for programs that ThreadSanitizer checks.
+    pub const PATCHED_THREAD_SANITIZER: Self =
+        Self { strategy: Strategy::Patched, checks: Checks::ThreadSanitizer };
 
     /// The same flavour with the collector's own assertions on or off.
     #[must_use]
     pub fn with_assertions(self, assertions: bool) -> Self {
-        Self { assertions, ..self }
+        let checks = if assertions { Checks::Assertions } else { Checks::None };
+        Self { checks, ..self }
     }
 
     /// The name of the flavour and of its directory.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match (self.strategy, self.assertions) {
-            (Strategy::Stock, false) => "stock",
-            (Strategy::Stock, true) => "stock-assertions",
-            (Strategy::StockSoftDirty, false) => "stock-soft-dirty",
-            (Strategy::StockSoftDirty, true) => "stock-soft-dirty-assertions",
-            (Strategy::Patched, false) => "patched",
-            (Strategy::Patched, true) => "patched-assertions",
+        match (self.strategy, self.checks) {
+            (Strategy::Stock, Checks::None) => "stock",
+            (Strategy::Stock, Checks::Assertions) => "stock-assertions",
+            (Strategy::Stock, Checks::ThreadSanitizer) => "stock-thread-sanitizer",
+            (Strategy::StockSoftDirty, Checks::None) => "stock-soft-dirty",
+            (Strategy::StockSoftDirty, Checks::Assertions) => "stock-soft-dirty-assertions",
+            (Strategy::StockSoftDirty, Checks::ThreadSanitizer) => {
+                "stock-soft-dirty-thread-sanitizer"
+            }
+            (Strategy::Patched, Checks::None) => "patched",
+            (Strategy::Patched, Checks::Assertions) => "patched-assertions",
+            (Strategy::Patched, Checks::ThreadSanitizer) => "patched-thread-sanitizer",
         }
     }
 
@@ -98,7 +122,14 @@ impl Flavour {
         let mut flags: Vec<String> = COMMON.iter().map(|s| (*s).to_owned()).collect();
         flags.push(format!("CMAKE_C_FLAGS_RELEASE={OPTIMISATION}"));
         flags.push(format!("CMAKE_CXX_FLAGS_RELEASE={OPTIMISATION}"));
-        let on_off = if self.assertions { "ON" } else { "OFF" };
+        if self.checks == Checks::ThreadSanitizer {
+            for language in ["C", "CXX"] {
+                flags.push(format!("CMAKE_{language}_FLAGS={THREAD_SANITIZER}"));
+            }
+            // Upstream compiles C with -fexceptions; GCC's sanitizer then wants C++'s personality.
+            flags.push("CMAKE_EXE_LINKER_FLAGS=-Wl,--no-as-needed -lstdc++".to_owned());
+        }
+        let on_off = if self.checks == Checks::Assertions { "ON" } else { "OFF" };
         flags.push(format!("enable_gc_assertions={on_off}"));
         match self.strategy {
             Strategy::Stock => {}
@@ -134,5 +165,9 @@ mod tests {
         let different: Vec<_> = stock.iter().zip(&checked).filter(|(a, b)| a != b).collect();
         assert_eq!(different.len(), 1);
         assert_eq!(different[0].1, "enable_gc_assertions=ON");
+
+        let mut raced = Flavour::PATCHED_THREAD_SANITIZER.definitions();
+        raced.retain(|flag| !flag.contains("-fsanitize=thread") && !flag.contains("-lstdc++"));
+        assert_eq!(Flavour::PATCHED.definitions(), raced);
     }
 }

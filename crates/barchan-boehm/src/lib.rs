@@ -37,6 +37,6 @@ pub mod upstream;
 
 pub use builder::{Collector, build};
 pub use error::{Error, ErrorKind, Result};
-pub use flavour::{Flavour, Strategy};
+pub use flavour::{Checks, Flavour, Strategy};
 pub use layout::Layout;
 pub use system::SystemCollector;

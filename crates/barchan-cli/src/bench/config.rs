@@ -11,7 +11,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use barchan_boehm::{Flavour, Strategy};
+use barchan_boehm::{Checks, Flavour, Strategy};
 use serde::{Deserialize, Serialize};
 
 /// A collector to measure.
@@ -178,7 +178,7 @@ impl Config {
             (Collector::Pinned, _) => Strategy::Stock,
             (Collector::Barchan, _) => Strategy::Patched,
         };
-        Some(Flavour { strategy, assertions: false })
+        Some(Flavour { strategy, checks: Checks::None })
     }
 
     /// The collector's environment; `markers` applies to every mode but `full`.
