@@ -23,7 +23,7 @@ use crate::sys;
 
 /// Calls of the monitor's own, with numbers that Linux does not have: whether the thread is in guest mode,
 pub(crate) const CALL_INSIDE: i64 = 0x4455_0001;
-/// and entries for a range, start and end.
+/// and entries for a range: start, end, and whether they are large ones.
 pub(crate) const CALL_POPULATE: i64 = 0x4455_0002;
 /// Page faults go to ring 3 from now on.
 pub(crate) const CALL_HANDLE_FAULTS: i64 = 0x4455_0003;
@@ -33,8 +33,7 @@ pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
     match nr as i64 {
         CALL_INSIDE => return Outcome::Result(1),
         CALL_POPULATE => {
-            let done = SPACE.lock().populate(a[0]..a[1]);
-            return Outcome::Result(done.map_or_else(|error| -i64::from(error.errno.0), |()| 0));
+            return Outcome::Result(guest.populate(a[0]..a[1], a[2] != 0));
         }
         CALL_HANDLE_FAULTS => {
             crate::space::cpu_tables::deliver_page_faults(crate::faults::entry());

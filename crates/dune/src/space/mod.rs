@@ -17,10 +17,12 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use crate::host::{self, AnyVm, HostError, Vm as _};
-use crate::paging::{Flags, PAGE, Rights, TABLE_SPAN, TableMemory, Tables, USER_END};
+use crate::paging::{
+    FillError, Flags, Link, PAGE, Rights, TABLE_SPAN, TableMemory, Tables, USER_END,
+};
 use crate::sys::lock::Lock;
 use crate::sys::{self, Errno, PAGE_SIZE};
-use streams::Streams;
+use streams::{Sign, Streams};
 use vmas::{Vma, Vmas};
 
 /// Bytes of a window.
@@ -42,12 +44,15 @@ pub(crate) enum Fault {
     Mapped,
     /// The program has protected the page itself.
     Held,
+    /// There was a large page: once the guest has made this store, the page can get an entry.
+    Link(Link),
     /// The program has no such right: SIGSEGV, with this `si_code`.
     Segv(i32),
     /// There is a mapping and no page: SIGBUS.
     Bus,
 }
 
+const NO_TABLE: HostError = HostError { step: "making a page table", errno: Errno(libc::ENOMEM) };
 const SEGV_MAPERR: i32 = 1;
 const SEGV_ACCERR: i32 = 2;
 
@@ -131,8 +136,7 @@ impl Space {
         let gpa_offset = self.window(base)?.wrapping_sub(base);
         let committed = self.tables.as_mut().map_or(0, |tables| tables.memory().committed);
         self.tables = Tables::new(ArenaTables { used: 0, committed, gpa_offset });
-        let out = HostError { step: "making a page table", errno: Errno(libc::ENOMEM) };
-        let root = self.tables.as_ref().ok_or(out)?.root();
+        let root = self.tables()?.root();
         GPA_OFFSET.store(gpa_offset, Ordering::Relaxed);
         ROOT.store(root, Ordering::Release);
         cpu_tables::write_shared();
@@ -193,18 +197,78 @@ impl Space {
         Ok((FIRST_WINDOW + number - 1) * WINDOW + hva % WINDOW)
     }
 
-    /// Gives the pages of `range` entries with `flags`.
+    /// Gives the pages of `range` entries with `flags`; not where a large page was, whose faults will tell.
     fn fill(&mut self, range: Range<u64>, flags: Flags) -> Result<(), HostError> {
-        let out = HostError { step: "making a page table", errno: Errno(libc::ENOMEM) };
         let mut start = range.start & !(PAGE - 1);
         while start < range.end {
             let end = ((start & !(TABLE_SPAN - 1)) + TABLE_SPAN).min(range.end);
             let gpa = self.window(start)?;
-            let tables = self.tables.as_mut().ok_or(out)?;
-            tables.fill(start..end, gpa, flags).ok_or(out)?;
+            match self.tables()?.fill(start..end, gpa, flags) {
+                Ok(()) | Err(FillError::WasLarge) => {}
+                Err(FillError::Memory) => return Err(NO_TABLE),
+            }
             start = end;
         }
         Ok(())
+    }
+
+    fn tables(&mut self) -> Result<&mut Tables<ArenaTables>, HostError> {
+        self.tables.as_mut().ok_or(NO_TABLE)
+    }
+
+    /// What the guest must store before pages of `range` that are, or were, in a large page can have entries of their
+    /// own, one after the other until there is none.
+    pub(crate) fn link(&mut self, range: Range<u64>) -> Result<Option<Link>, HostError> {
+        let tables = self.tables()?;
+        let Some(gva) = tables.first_large(range) else { return Ok(None) };
+        let link = tables.prepare_link(gva).map_err(|_| NO_TABLE)?;
+        if let Some(link) = link {
+            // It must not fault.
+            let entry = link.entry as u64;
+            self.fill(entry..entry + 8, Rights { write: true, execute: false }.flags())?;
+        }
+        Ok(link)
+    }
+
+    /// As [`Self::link`], if `page` has no entry for want of it.
+    fn link_of(&mut self, page: u64) -> Result<Option<Link>, HostError> {
+        if self.tables()?.may_be_large(page) { self.link(page..page + PAGE) } else { Ok(None) }
+    }
+
+    /// Gives the pages of the table at `start`, private memory, one large entry.
+    fn fill_large(&mut self, start: u64, flags: Flags) -> Result<(), HostError> {
+        let gpa = self.window(start)?;
+        self.tables()?.fill_large(start, gpa, flags).map_err(|_| NO_TABLE)
+    }
+
+    /// As [`Self::populate`], with one entry for each 2 MiB of private memory to write to whose pages have none of
+    /// their own yet. How many those are.
+    pub(crate) fn populate_large(&mut self, range: Range<u64>) -> Result<u64, HostError> {
+        let (mut address, mut count) = (range.start, 0);
+        while let Some(vma) = self.vmas.from(address) {
+            if vma.start >= range.end.min(USER_END) {
+                break;
+            }
+            address = vma.end;
+            let plain = vma.readable() && vma.writable() && !vma.executable() && !vma.may_end();
+            if !plain || arena::contains(vma.start as usize) {
+                continue;
+            }
+            let end = vma.end.min(range.end);
+            let mut start = vma.start.max(range.start).next_multiple_of(TABLE_SPAN);
+            while start + TABLE_SPAN <= end {
+                if self.tables()?.may_be_large(start) {
+                    if !self.leave_pages {
+                        let _ = collapse(start);
+                    }
+                    self.fill_large(start, rights(vma).flags())?;
+                    count += 1;
+                }
+                start += TABLE_SPAN;
+            }
+        }
+        self.populate(range)?;
+        Ok(count)
     }
 
     /// Gives everything that is mapped entries, big mappings in part: so that a program starts
@@ -271,19 +335,33 @@ impl Space {
         }
     }
 
-    /// `page` of `vma`, private memory, is written to: what gets entries. `table`: the part of the mapping that one
-    /// table has.
-    fn ahead(&mut self, page: u64, vma: Vma, table: Range<u64>) -> Range<u64> {
-        let all = |range: Range<u64>| resident(range).is_some_and(|(some, all)| some && all);
-        if let Some(chunk) = self.streams.advance(page, vma.end, all) {
+    /// `page` of `vma`, private memory, is written to: what gets entries, or nothing more if a large page has got one.
+    /// `table`: the part of the mapping that one table has.
+    fn ahead(
+        &mut self,
+        page: u64,
+        vma: Vma,
+        table: Range<u64>,
+    ) -> Result<Option<Range<u64>>, HostError> {
+        let holds = |sign: Sign| match sign {
+            Sign::There(range) => resident(range).is_some_and(|(some, all)| some && all),
+            Sign::NotZero(page) => is_not_zero(page),
+        };
+        let tables = self.tables.as_ref();
+        let may_be_large = |page| !vma.executable() && tables.is_some_and(|t| t.may_be_large(page));
+        if let Some(chunk) = self.streams.advance(page, vma.end, holds, may_be_large) {
+            if chunk.large && collapse(page).is_ok() {
+                self.fill_large(page, rights(vma).flags())?;
+                return Ok(None);
+            }
             self.make_pages(chunk.made);
-            return chunk.entries;
+            return Ok(Some(chunk.entries));
         }
-        match resident(table.clone()) {
+        Ok(Some(match resident(table.clone()) {
             // New memory.
             Some((false, _)) => self.streams.begin(page, vma.end).unwrap_or(table),
             _ => table,
-        }
+        }))
     }
 
     /// The program has a descriptor by which it makes pages itself: nobody else shall, from now on. Asking for one
@@ -371,8 +449,14 @@ impl Space {
             let table = address & !(TABLE_SPAN - 1);
             range = vma.start.max(table)..vma.end.min(table + TABLE_SPAN);
             if write && !vma.may_end() && self.makes_pages() {
-                range = self.ahead(page, vma, range);
+                match self.ahead(page, vma, range)? {
+                    Some(entries) => range = entries,
+                    None => return Ok(Fault::Mapped),
+                }
             }
+        }
+        if let Some(link) = self.link_of(page)? {
+            return Ok(Fault::Link(link));
         }
         self.fill(range, rights(vma).flags())?;
         Ok(Fault::Mapped)
@@ -401,6 +485,24 @@ fn resident(range: Range<u64>) -> Option<(bool, bool)> {
     unsafe { sys::call(libc::SYS_mincore, [start, len, vector, 0, 0, 0]) }.ok()?;
     let there = pages.iter().filter(|page| **page & 1 != 0).count();
     Some((there > 0, there == pages.len()))
+}
+
+/// Makes the pages of the table at `start`, private memory, as one huge page of the host's if it has one.
+fn collapse(start: u64) -> Result<(), Errno> {
+    const MADV_COLLAPSE: i32 = 25;
+    // It takes nothing where nothing is.
+    there(start as usize, true);
+    // SAFETY: the content stays what it is.
+    unsafe { sys::advise(start as usize, TABLE_SPAN as usize, MADV_COLLAPSE) }
+}
+
+/// Whether some byte of `page`, private memory of the program that is mapped to read, is not zero.
+fn is_not_zero(page: u64) -> bool {
+    let words = (page..page + PAGE).step_by(8);
+    // SAFETY: it is mapped, under the lock that whoever unmaps takes; another thread may write to it meanwhile.
+    words
+        .into_iter()
+        .any(|word| unsafe { &*(word as *const AtomicU64) }.load(Ordering::Relaxed) != 0)
 }
 
 /// Whether there is a page, as the kernel sees it.
