@@ -310,6 +310,87 @@ fn a_large_page_may_come_again_where_one_was() {
     });
 }
 
+/// The store that links a table is made in the middle of a fault or a call: a signal that comes then is delivered
+/// afterwards, and nothing is lost.
+#[test]
+fn signals_come_while_large_pages_become_small_ones() {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn count(_: i32) {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+    }
+    passes_over_both(|inside| {
+        // One at a time: emulated hosts may take longer to deliver it than any interval is.
+        let after = |microseconds| {
+            let zero = libc::timeval { tv_sec: 0, tv_usec: 0 };
+            let time = libc::timeval { tv_sec: 0, tv_usec: microseconds };
+            let timer = libc::itimerval { it_interval: zero, it_value: time };
+            // SAFETY: a timer and a handler that only counts.
+            unsafe {
+                libc::signal(libc::SIGALRM, count as extern "C" fn(i32) as usize);
+                libc::setitimer(libc::ITIMER_REAL, &raw const timer, null_mut());
+            }
+        };
+        for round in 0..60 {
+            after(20 + round * 61);
+            let start = large(inside, 3) + LARGE;
+            (start..start + 2 * LARGE).step_by(PAGE).for_each(|at| {
+                word(at).store(at as u64, Ordering::Relaxed);
+            });
+            // SAFETY: a page of the second.
+            let gone = unsafe { libc::munmap((start + LARGE) as *mut _, PAGE) };
+            assert_eq!(gone, 0);
+            for at in (start + PAGE..start + 2 * LARGE).step_by(PAGE) {
+                let found =
+                    if at == start + LARGE { at as u64 } else { word(at).load(Ordering::Relaxed) };
+                assert_eq!(found, at as u64);
+            }
+            assert_eq!(collect(inside, start..start + LARGE).len(), PAGES);
+            word(start + 5 * PAGE).store(1, Ordering::Relaxed);
+            assert_eq!(collect(inside, start..start + LARGE), HashSet::from([5]));
+            // SAFETY: all of it, so that it does not add up.
+            unsafe { libc::munmap((start - LARGE) as *mut _, 3 * LARGE) };
+        }
+        let count = COUNT.swap(0, Ordering::Relaxed);
+        assert!(count > 10, "{count} signals");
+    });
+}
+
+/// Several threads fault at once where a large page was.
+#[test]
+fn threads_share_what_is_left_of_a_large_page() {
+    passes_over_both(|inside| {
+        let start = large(inside, 9) + LARGE;
+        (start..start + 8 * LARGE).step_by(PAGE).for_each(|at| {
+            word(at).store(at as u64, Ordering::Relaxed);
+        });
+        for block in (start..start + 8 * LARGE).step_by(LARGE) {
+            // SAFETY: a page of ours, given back.
+            unsafe { libc::mprotect(block as *mut _, PAGE, libc::PROT_READ) };
+        }
+        let threads: Vec<_> = (1..4usize)
+            .map(|n| {
+                std::thread::spawn(move || {
+                    for at in (start..start + 8 * LARGE).step_by(LARGE) {
+                        for page in (n..PAGES).step_by(3) {
+                            let at = at + page * PAGE;
+                            assert_eq!(word(at).swap(at as u64 + 1, Ordering::Relaxed), at as u64);
+                        }
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().expect("it ends"));
+        for at in (start..start + 8 * LARGE).step_by(PAGE) {
+            let expected = at as u64 + u64::from((at - start) % LARGE != 0);
+            assert_eq!(word(at).load(Ordering::Relaxed), expected);
+        }
+        assert_eq!(collect(inside, start..start + 8 * LARGE).len(), 8 * PAGES);
+        word(start + 3 * LARGE + 7 * PAGE).store(1, Ordering::Relaxed);
+        let only = HashSet::from([3 * PAGES + 7]);
+        assert_eq!(collect(inside, start..start + 8 * LARGE), only);
+    });
+}
+
 /// Where the host shadows page tables, what is written in order gets large pages by itself.
 #[test]
 fn what_is_written_in_order_gets_large_pages_where_tables_are_shadowed() {
