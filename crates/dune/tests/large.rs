@@ -283,13 +283,12 @@ fn faults(act: impl FnOnce()) -> bool {
     CAUGHT.load(Ordering::Relaxed) == before + 1
 }
 
-/// A mapping that goes and comes again may have large pages again.
+/// A mapping that goes and comes again may have large pages again, also where there were small ones meanwhile.
 #[test]
 fn a_large_page_may_come_again_where_one_was() {
     passes_over_both(|inside| {
         let start = large(inside, 2) + LARGE;
-        for round in 1..4u64 {
-            word(start + 8).store(round, Ordering::Relaxed);
+        let again = || {
             let (rights, flags) = (
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
@@ -300,13 +299,44 @@ fn a_large_page_may_come_again_where_one_was() {
                 let again = libc::mmap(start as *mut _, LARGE, rights, flags, -1, 0);
                 assert_eq!(again as usize, start);
             }
+        };
+        let entry = inside.entry(start + 3 * PAGE);
+        assert!(entry.is_none(), "it is large");
+        for round in 1..4u64 {
+            word(start + 8).store(round, Ordering::Relaxed);
+            again();
             let made = inside.populate_large(start..start + LARGE);
             assert!(made.is_ok(), "{made:?}");
             assert_eq!(word(start + 8).load(Ordering::Relaxed), 0, "round {round}");
         }
+        for _ in 0..3 {
+            assert_eq!(collect(inside, start..start + LARGE).len(), PAGES);
+            word(start + 3 * PAGE).store(1, Ordering::Relaxed);
+            assert_eq!(collect(inside, start..start + LARGE), HashSet::from([3]));
+            let entry = inside.entry(start + 3 * PAGE).expect("an entry");
+            assert!(!entry.is_dirty());
+            // The first 2 MiB of a mapping have entries from the start.
+            let (before, len) = ((start - LARGE) as *mut libc::c_void, 2 * LARGE);
+            let (rights, flags) = (
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
+            );
+            // SAFETY: memory that is ours goes, and comes again.
+            unsafe {
+                assert_eq!(libc::munmap(before, len), 0);
+                assert!(entry.is_dirty(), "there is nothing");
+                assert_eq!(libc::mmap(before, len, rights, flags, -1, 0), before);
+            }
+            assert_eq!(inside.populate_large(start..start + LARGE), Ok(1));
+            assert!(is_large(inside, start), "in place of a table");
+            assert!(entry.is_dirty(), "who has looked there may look again");
+            (start..start + LARGE).step_by(PAGE).for_each(|at| {
+                assert_eq!(word(at).swap(at as u64, Ordering::Relaxed), 0);
+            });
+        }
         assert_eq!(collect(inside, start..start + LARGE).len(), PAGES);
-        word(start + 3 * PAGE).store(1, Ordering::Relaxed);
-        assert_eq!(collect(inside, start..start + LARGE), HashSet::from([3]));
+        word(start + 9 * PAGE).store(1, Ordering::Relaxed);
+        assert_eq!(collect(inside, start..start + LARGE), HashSet::from([9]));
     });
 }
 

@@ -5,13 +5,14 @@
 //!
 //! Entries are read and written as atomics, because the processor (or a shadow MMU) sets their
 //! accessed and dirty bits meanwhile. Two rules keep a shadow MMU right, which notices only what the
-//! guest itself writes: a table, once linked, is never unlinked or replaced by a large page, and a
+//! guest itself writes: a table, once linked, is neither unlinked nor replaced but by the guest, and a
 //! leaf entry for an address always leads to the same frame; only its presence and rights change.
 //! (SDM 3A, chapter 5, "Paging".)
 //!
-//! A large page (2 MiB, one entry of the second level) is put only where there is no table. It is dirty from the
-//! beginning to its end. Where dirty bits are wanted, or only a part of it stays, a table takes its place, by a store
-//! that the guest makes ([`Tables::prepare_link`]).
+//! A large page (2 MiB, one entry of the second level) is put only where there is no table, or, by the guest, an empty
+//! one. It is dirty from the beginning to its end. Where dirty bits are wanted, or only a part of it stays, a table
+//! takes its place, by a store that the guest makes ([`Tables::prepare_link`]): always the same one, for whoever has
+//! found it may still look at it.
 
 mod tables;
 

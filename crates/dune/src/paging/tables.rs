@@ -13,10 +13,11 @@ pub struct Table(pub(super) [AtomicU64; ENTRIES]);
 ///
 /// # Safety
 /// [`alloc`](Self::alloc) gives zeroed tables that stay valid, and are used by nobody else, as long as
-/// the memory itself; [`at`](Self::at) is the inverse of the address that it gave.
+/// the memory itself; [`at`](Self::at) is the inverse of the addresses that it gave.
 pub unsafe trait TableMemory {
-    /// A zeroed table and its guest-physical address; `None` if there is no memory left.
-    fn alloc(&mut self) -> Option<u64>;
+    /// So many zeroed tables, one behind the other, and the guest-physical address of the first; `None` if there is no
+    /// memory left.
+    fn alloc(&mut self, count: usize) -> Option<u64>;
 
     /// The table at a guest-physical address that [`alloc`](Self::alloc) gave.
     fn at(&self, gpa: u64) -> *const Table;
@@ -42,7 +43,7 @@ pub enum FillError {
     WasLarge,
 }
 
-/// A store of the guest's that links a table where a large page is, or was.
+/// A store of the guest's that links a table where a large page is, or was; or the other way round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
     /// The entry to write to: where [`TableMemory::at`] has it.
@@ -65,7 +66,7 @@ impl<M: TableMemory> Tables<M> {
     /// Empty tables; `None` if there is no memory for the first.
     #[must_use]
     pub fn new(mut memory: M) -> Option<Self> {
-        let root = memory.alloc()?;
+        let root = memory.alloc(1)?;
         Some(Self { memory, root })
     }
 
@@ -91,24 +92,36 @@ impl<M: TableMemory> Tables<M> {
         unsafe { &*self.memory.at(gpa) }
     }
 
-    /// The table of level `lowest` for `gva` (0 has the pages, 3 is the top), and, if there is none, the level at which
-    /// the walk ended: at a large page, or at nothing.
-    fn find_table(&self, gva: u64, lowest: u32) -> Result<&Table, u32> {
-        let mut table = self.table(self.root);
+    /// The address of the table of level `lowest` for `gva` (0 has the pages, 3 is the top), and, if there is none, the
+    /// level at which the walk ended: at a large page, or at nothing.
+    fn find(&self, gva: u64, lowest: u32) -> Result<u64, u32> {
+        let mut gpa = self.root;
         for level in (lowest + 1..4).rev() {
-            let entry = table.0[index(gva, level)].load(Ordering::Acquire);
+            let entry = self.table(gpa).0[index(gva, level)].load(Ordering::Acquire);
             if entry & Flags::PRESENT.bits() == 0 || is_large(entry) {
                 return Err(level);
             }
-            table = self.table(entry & ADDRESS_MASK);
+            gpa = entry & ADDRESS_MASK;
         }
-        Ok(table)
+        Ok(gpa)
+    }
+
+    /// As [`Self::find`]: the table itself.
+    fn find_table(&self, gva: u64, lowest: u32) -> Result<&Table, u32> {
+        self.find(gva, lowest).map(|gpa| self.table(gpa))
     }
 
     /// The entry that links the table of the lowest level for `gva`, or maps a large page; `None` if not even the
     /// table that it would be in exists.
     fn link(&self, gva: u64) -> Option<&AtomicU64> {
         self.find_table(gva, 1).ok().map(|table| &table.0[index(gva, 1)])
+    }
+
+    /// Where the address of the table of the lowest level for `gva` is kept, also while a large page is in its place; 0:
+    /// there has been none. Whoever has found a table may look at it at any time later, so no other use is made of it.
+    /// It is in a page of its own behind the table of links (`make_table`). `None` as [`Self::link`].
+    fn kept(&self, gva: u64) -> Option<&AtomicU64> {
+        self.find(gva, 1).ok().map(|gpa| &self.table(gpa + PAGE).0[index(gva, 1)])
     }
 
     /// The table of level `lowest` for `gva`, made with those above it if there is none.
@@ -122,7 +135,12 @@ impl<M: TableMemory> Tables<M> {
             } else if entry & Flags::PRESENT.bits() != 0 {
                 entry & ADDRESS_MASK
             } else {
-                let new = self.memory.alloc().ok_or(FillError::Memory)?;
+                // A table of links has another behind it.
+                let new = self.memory.alloc(if level == 2 { 2 } else { 1 });
+                let new = new.ok_or(FillError::Memory)?;
+                if let Some(kept) = self.kept(gva).filter(|_| level == 1) {
+                    kept.store(new, Ordering::Relaxed);
+                }
                 self.table(gpa).0[slot].store(new | LINK.bits(), Ordering::Release);
                 new
             };
@@ -174,16 +192,37 @@ impl<M: TableMemory> Tables<M> {
         if old & WAS_LARGE == 0 {
             return Ok(None);
         }
-        let new = self.memory.alloc().ok_or(FillError::Memory)?;
+        let kept = self.kept(gva).map_or(0, |kept| kept.load(Ordering::Relaxed));
+        let table = match kept {
+            0 => self.memory.alloc(1).ok_or(FillError::Memory)?,
+            kept => kept,
+        };
+        if let Some(kept) = self.kept(gva) {
+            kept.store(table, Ordering::Relaxed);
+        }
         if is_large(old) {
             let flags = old & !(ADDRESS_MASK | Flags::HUGE_PAGE.bits() | WAS_LARGE);
-            for (page, entry) in self.table(new).0.iter().enumerate() {
+            for (page, entry) in self.table(table).0.iter().enumerate() {
                 let gpa = (old & ADDRESS_MASK) + page as u64 * PAGE;
                 entry.store(gpa | flags | Flags::DIRTY.bits(), Ordering::Relaxed);
             }
         }
         let entry = self.link(gva).map_or(core::ptr::null(), core::ptr::from_ref);
-        Ok(Some(Link { entry, value: new | LINK.bits() }))
+        Ok(Some(Link { entry, value: table | LINK.bits() }))
+    }
+
+    /// As [`fill_large`](Self::fill_large), where there is a table without a single entry: the store that puts the large
+    /// page in its place, which the guest must make. `None` if there is no such table.
+    #[must_use]
+    pub fn prepare_large(&self, gva: u64, gpa: u64, flags: Flags) -> Option<Link> {
+        debug_assert!(gva % TABLE_SPAN == 0 && gpa % TABLE_SPAN == 0);
+        let table = self.find_table(gva, 0).ok()?;
+        if table.0.iter().any(|entry| entry.load(Ordering::Relaxed) != 0) {
+            return None;
+        }
+        let entry = core::ptr::from_ref(self.link(gva)?);
+        let flags = flags | Flags::HUGE_PAGE | Flags::DIRTY;
+        Some(Link { entry, value: gpa | flags.bits() | WAS_LARGE })
     }
 
     /// The entry for the page at `gva`, if its table exists. It may be absent (zero).
@@ -311,28 +350,33 @@ mod tests {
     use super::super::Rights;
     use super::*;
 
-    /// Tables on the heap; an address is an index.
+    /// Tables on the heap, with how many were made together; an address is an index.
     #[derive(Default)]
-    struct Heap(Vec<*mut Table>);
+    struct Heap(Vec<(*mut Table, usize)>);
 
     // SAFETY: boxes live until the end; addresses are indices.
     unsafe impl TableMemory for Heap {
-        fn alloc(&mut self) -> Option<u64> {
-            let table = Box::new(Table([const { AtomicU64::new(0) }; ENTRIES]));
-            self.0.push(Box::into_raw(table));
-            Some((self.0.len() as u64) << 12)
+        fn alloc(&mut self, count: usize) -> Option<u64> {
+            let new = || Table([const { AtomicU64::new(0) }; ENTRIES]);
+            let tables: Box<[Table]> = (0..count).map(|_| new()).collect();
+            let first = self.0.len() as u64 + 1;
+            let start = Box::into_raw(tables).cast::<Table>();
+            self.0.extend(
+                (0..count).map(|n| (start.wrapping_add(n), if n == 0 { count } else { 0 })),
+            );
+            Some(first << 12)
         }
 
         fn at(&self, gpa: u64) -> *const Table {
-            self.0[(gpa >> 12) as usize - 1]
+            self.0[(gpa >> 12) as usize - 1].0
         }
     }
 
     impl Drop for Heap {
         fn drop(&mut self) {
-            for table in &self.0 {
+            for (table, count) in self.0.iter().filter(|(_, count)| *count > 0) {
                 // SAFETY: made by `alloc`, and dropped once.
-                drop(unsafe { Box::from_raw(*table) });
+                drop(unsafe { Box::from_raw(core::ptr::slice_from_raw_parts_mut(*table, *count)) });
             }
         }
     }
@@ -445,6 +489,41 @@ mod tests {
         assert_eq!(value(&tables, gva + PAGE) & ADDRESS_MASK, gpa + PAGE);
         assert_eq!(value(&tables, gva), 0);
         assert!(!tables.may_be_large(gva));
+    }
+
+    #[test]
+    fn a_large_page_takes_the_place_of_an_empty_table_which_comes_back() {
+        let mut tables = Tables::new(Heap::default()).expect("memory");
+        let (gva, gpa) = (0x4000_0000, 0x1_4000_0000);
+        let flags = READ_WRITE.flags();
+        assert_eq!(tables.prepare_large(gva, gpa, flags), None, "there is no table");
+        tables.fill(gva + PAGE..gva + 2 * PAGE, gpa + PAGE, flags).expect("memory");
+        assert_eq!(tables.prepare_large(gva, gpa, flags), None, "it is not empty");
+        let first = tables.entry(gva + PAGE).map(core::ptr::from_ref);
+        for _ in 0..3 {
+            tables.zap(gva..gva + TABLE_SPAN);
+            assert!(!tables.may_be_large(gva), "not without the guest");
+            let link = tables.prepare_large(gva, gpa, flags).expect("it is empty");
+            // SAFETY: the guest would; the tables are this test's.
+            unsafe { &*link.entry }.store(link.value, Ordering::Release);
+            assert_eq!(tables.first_large(gva..gva + PAGE), Some(gva));
+            linked(&mut tables, gva);
+            assert_eq!(tables.entry(gva + PAGE).map(core::ptr::from_ref), first, "the same table");
+            assert_eq!(value(&tables, gva + PAGE) & ADDRESS_MASK, gpa + PAGE);
+        }
+        // A table that was not there before the large page is kept likewise.
+        let gva = gva + TABLE_SPAN;
+        tables.fill_large(gva, gpa, flags).expect("memory");
+        linked(&mut tables, gva);
+        let first = tables.entry(gva).map(core::ptr::from_ref);
+        tables.zap(gva..gva + TABLE_SPAN);
+        let link = tables.prepare_large(gva, gpa, flags).expect("it is empty");
+        // SAFETY: as above.
+        unsafe { &*link.entry }.store(link.value, Ordering::Release);
+        tables.zap(gva..gva + PAGE);
+        linked(&mut tables, gva);
+        assert_eq!(tables.entry(gva).map(core::ptr::from_ref), first);
+        assert_eq!(value(&tables, gva + PAGE), 0, "only the mark was left");
     }
 
     #[test]

@@ -356,8 +356,8 @@ impl Guest<'_> {
         }
     }
 
-    /// What a page fault comes to. Where a large page was the entry may need a store of the guest's, and then it is
-    /// as if the page had faulted again.
+    /// What a page fault comes to. Where a large page was, or shall be, the entry may need a store of the guest's, and
+    /// then it is as if the page had faulted again.
     fn fault(&mut self, address: u64, write: bool, execute: bool) -> Result<Fault, HostError> {
         let mut space = SPACE.lock();
         let fault = space.fault(address, write, execute)?;
@@ -372,17 +372,21 @@ impl Guest<'_> {
     /// What a system call returns: how many are large.
     pub(crate) fn populate(&mut self, range: Range<u64>, large: bool) -> i64 {
         let mut space = SPACE.lock();
+        let mut count = 0;
         let done = loop {
-            if large {
-                break space.populate_large(range);
-            }
-            match space.link(range.clone()) {
+            let next = if large {
+                space.populate_large(range.clone(), &mut count)
+            } else {
+                space.link(range.clone())
+            };
+            match next {
                 Ok(Some(link)) => self.store(link),
-                Ok(None) => break space.populate(range).map(|()| 0),
+                Ok(None) if large => break Ok(()),
+                Ok(None) => break space.populate(range),
                 Err(error) => break Err(error),
             }
         };
-        done.map_or_else(|error| -i64::from(error.errno.0), |count| count as i64)
+        done.map_or_else(|error| -i64::from(error.errno.0), |()| count as i64)
     }
 
     /// Has the CPU make a store to a page table, in between: so a host that shadows the tables sees it. The program's

@@ -44,12 +44,23 @@ pub(crate) enum Fault {
     Mapped,
     /// The program has protected the page itself.
     Held,
-    /// There was a large page: once the guest has made this store, the page can get an entry.
+    /// There was a large page, or shall be one: once the guest has made this store, the page can get an entry, if it has
+    /// none.
     Link(Link),
     /// The program has no such right: SIGSEGV, with this `si_code`.
     Segv(i32),
     /// There is a mapping and no page: SIGBUS.
     Bus,
+}
+
+/// What a write to new memory comes to.
+enum Ahead {
+    /// These pages get entries.
+    Entries(Range<u64>),
+    /// They have one large entry.
+    Large,
+    /// They have once the guest has made this store.
+    Link(Link),
 }
 
 const NO_TABLE: HostError = HostError { step: "making a page table", errno: Errno(libc::ENOMEM) };
@@ -104,9 +115,9 @@ pub(crate) struct ArenaTables {
 
 // SAFETY: the part is used only for tables, given out once each, zero at first, and never unmapped.
 unsafe impl TableMemory for ArenaTables {
-    fn alloc(&mut self) -> Option<u64> {
+    fn alloc(&mut self, count: usize) -> Option<u64> {
         const STEP: usize = 256 * 1024;
-        if self.used + PAGE_SIZE > self.committed {
+        if self.used + count * PAGE_SIZE > self.committed {
             if self.committed >= arena::TABLES.len {
                 return None;
             }
@@ -115,7 +126,7 @@ unsafe impl TableMemory for ArenaTables {
             self.committed += STEP;
         }
         let table = arena::TABLES.start() + self.used;
-        self.used += PAGE_SIZE;
+        self.used += count * PAGE_SIZE;
         Some((table as u64).wrapping_add(self.gpa_offset))
     }
 
@@ -221,12 +232,16 @@ impl Space {
     pub(crate) fn link(&mut self, range: Range<u64>) -> Result<Option<Link>, HostError> {
         let tables = self.tables()?;
         let Some(gva) = tables.first_large(range) else { return Ok(None) };
-        let link = tables.prepare_link(gva).map_err(|_| NO_TABLE)?;
-        if let Some(link) = link {
-            // It must not fault.
-            let entry = link.entry as u64;
-            self.fill(entry..entry + 8, Rights { write: true, execute: false }.flags())?;
+        match tables.prepare_link(gva).map_err(|_| NO_TABLE)? {
+            Some(link) => self.ready(link).map(Some),
+            None => Ok(None),
         }
+    }
+
+    /// The store, which will not fault.
+    fn ready(&mut self, link: Link) -> Result<Link, HostError> {
+        let entry = link.entry as u64;
+        self.fill(entry..entry + 8, Rights { write: true, execute: false }.flags())?;
         Ok(link)
     }
 
@@ -235,16 +250,32 @@ impl Space {
         if self.tables()?.may_be_large(page) { self.link(page..page + PAGE) } else { Ok(None) }
     }
 
-    /// Gives the pages of the table at `start`, private memory, one large entry.
-    fn fill_large(&mut self, start: u64, flags: Flags) -> Result<(), HostError> {
+    /// Gives the pages of the table at `start`, private memory, one large entry; or tells by which store the guest does.
+    fn fill_large(&mut self, start: u64, flags: Flags) -> Result<Option<Link>, HostError> {
         let gpa = self.window(start)?;
-        self.tables()?.fill_large(start, gpa, flags).map_err(|_| NO_TABLE)
+        let tables = self.tables()?;
+        if let Some(link) = tables.prepare_large(start, gpa, flags) {
+            return self.ready(link).map(Some);
+        }
+        tables.fill_large(start, gpa, flags).map_err(|_| NO_TABLE)?;
+        Ok(None)
+    }
+
+    /// Whether the pages of the table at `start` may get one large entry.
+    fn may_be_large(&self, start: u64) -> bool {
+        self.tables.as_ref().is_some_and(|tables| {
+            tables.may_be_large(start) || tables.prepare_large(start, 0, Flags::empty()).is_some()
+        })
     }
 
     /// As [`Self::populate`], with one entry for each 2 MiB of private memory to write to whose pages have none of
-    /// their own yet. How many those are.
-    pub(crate) fn populate_large(&mut self, range: Range<u64>) -> Result<u64, HostError> {
-        let (mut address, mut count) = (range.start, 0);
+    /// their own yet; `count` counts them. If the guest has to make a store for one, it is that, and then it goes on.
+    pub(crate) fn populate_large(
+        &mut self,
+        range: Range<u64>,
+        count: &mut u64,
+    ) -> Result<Option<Link>, HostError> {
+        let mut address = range.start;
         while let Some(vma) = self.vmas.from(address) {
             if vma.start >= range.end.min(USER_END) {
                 break;
@@ -257,18 +288,20 @@ impl Space {
             let end = vma.end.min(range.end);
             let mut start = vma.start.max(range.start).next_multiple_of(TABLE_SPAN);
             while start + TABLE_SPAN <= end {
-                if self.tables()?.may_be_large(start) {
+                if self.may_be_large(start) {
                     if !self.leave_pages {
                         let _ = collapse(start);
                     }
-                    self.fill_large(start, rights(vma).flags())?;
-                    count += 1;
+                    *count += 1;
+                    if let Some(link) = self.fill_large(start, rights(vma).flags())? {
+                        return Ok(Some(link));
+                    }
                 }
                 start += TABLE_SPAN;
             }
         }
         self.populate(range)?;
-        Ok(count)
+        Ok(None)
     }
 
     /// Gives everything that is mapped entries, big mappings in part: so that a program starts
@@ -335,29 +368,23 @@ impl Space {
         }
     }
 
-    /// `page` of `vma`, private memory, is written to: what gets entries, or nothing more if a large page has got one.
-    /// `table`: the part of the mapping that one table has.
-    fn ahead(
-        &mut self,
-        page: u64,
-        vma: Vma,
-        table: Range<u64>,
-    ) -> Result<Option<Range<u64>>, HostError> {
+    /// `page` of `vma`, private memory, is written to: what gets entries. `table`: the part of the mapping that one table
+    /// has.
+    fn ahead(&mut self, page: u64, vma: Vma, table: Range<u64>) -> Result<Ahead, HostError> {
         let holds = |sign: Sign| match sign {
             Sign::There(range) => resident(range).is_some_and(|(some, all)| some && all),
             Sign::NotZero(page) => is_not_zero(page),
         };
-        let tables = self.tables.as_ref();
-        let may_be_large = |page| !vma.executable() && tables.is_some_and(|t| t.may_be_large(page));
-        if let Some(chunk) = self.streams.advance(page, vma.end, holds, may_be_large) {
+        let large = page % TABLE_SPAN == 0 && !vma.executable() && self.may_be_large(page);
+        if let Some(chunk) = self.streams.advance(page, vma.end, holds, |_| large) {
             if chunk.large && collapse(page).is_ok() {
-                self.fill_large(page, rights(vma).flags())?;
-                return Ok(None);
+                let link = self.fill_large(page, rights(vma).flags())?;
+                return Ok(link.map_or(Ahead::Large, Ahead::Link));
             }
             self.make_pages(chunk.made);
-            return Ok(Some(chunk.entries));
+            return Ok(Ahead::Entries(chunk.entries));
         }
-        Ok(Some(match resident(table.clone()) {
+        Ok(Ahead::Entries(match resident(table.clone()) {
             // New memory.
             Some((false, _)) => self.streams.begin(page, vma.end).unwrap_or(table),
             _ => table,
@@ -450,8 +477,9 @@ impl Space {
             range = vma.start.max(table)..vma.end.min(table + TABLE_SPAN);
             if write && !vma.may_end() && self.makes_pages() {
                 match self.ahead(page, vma, range)? {
-                    Some(entries) => range = entries,
-                    None => return Ok(Fault::Mapped),
+                    Ahead::Entries(entries) => range = entries,
+                    Ahead::Large => return Ok(Fault::Mapped),
+                    Ahead::Link(link) => return Ok(Fault::Link(link)),
                 }
             }
         }
