@@ -446,6 +446,10 @@ impl Space {
         if fixed.iter().any(|part| part.contains(address as usize)) {
             return Ok(Fault::Segv(SEGV_ACCERR));
         }
+        if arena::TABLES.contains(address as usize) {
+            // This part gets its rights as it is used (`ArenaTables`), which no list that was read before tells.
+            self.vmas.forget();
+        }
         let mut found = self.vmas.at(address);
         if found.is_none() && sys::readable(address as usize) {
             // A stack has grown.
