@@ -3,7 +3,8 @@
 //!
 //! | Module | Calls | Because |
 //! |---|---|---|
-//! | [`memory`] | munmap, mprotect, mremap, brk, … | the guest's tables must not keep what goes |
+//! | [`memory`] | munmap, mprotect, mremap, … | the guest's tables must not keep what goes |
+//! | [`program_break`] | brk | it moves in small steps |
 //! | [`tasks`] | clone, fork, exit, … | a thread needs a CPU, a child a machine |
 //! | [`descriptors`] | close, close_range, dup2, … | the monitor's descriptors must stay |
 //! | [`state`] | arch_prctl, rseq, seccomp, … | they are about registers, or about the wrong thread |
@@ -12,6 +13,7 @@
 
 mod descriptors;
 mod memory;
+pub(crate) mod program_break;
 mod state;
 mod tasks;
 pub(crate) mod written;
@@ -64,7 +66,7 @@ fn make(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
         libc::SYS_munmap => memory::munmap(a),
         libc::SYS_mprotect | libc::SYS_pkey_mprotect => memory::mprotect(nr, a),
         libc::SYS_mremap => memory::mremap(a),
-        libc::SYS_brk => memory::brk(a),
+        libc::SYS_brk => program_break::brk(guest, a[0]),
         libc::SYS_shmat | libc::SYS_shmdt | libc::SYS_remap_file_pages => memory::other(nr, a),
 
         libc::SYS_clone => tasks::clone(guest, a),

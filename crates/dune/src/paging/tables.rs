@@ -148,6 +148,12 @@ impl<M: TableMemory> Tables<M> {
         Ok(self.table(gpa))
     }
 
+    /// Whether there is a large page for `gva`.
+    #[must_use]
+    pub fn is_large(&self, gva: u64) -> bool {
+        self.link(gva).is_some_and(|entry| is_large(entry.load(Ordering::Acquire)))
+    }
+
     /// Whether there is no table of the lowest level for `gva`, nor a large page: one may be put there.
     #[must_use]
     pub fn may_be_large(&self, gva: u64) -> bool {
@@ -247,7 +253,7 @@ impl<M: TableMemory> Tables<M> {
     pub fn fill(&mut self, range: Range<u64>, gpa: u64, flags: Flags) -> Result<(), FillError> {
         debug_assert!(range.start / TABLE_SPAN == (range.end - 1) / TABLE_SPAN);
         let start = range.start & !(PAGE - 1);
-        if self.link(start).is_some_and(|entry| is_large(entry.load(Ordering::Acquire))) {
+        if self.is_large(start) {
             return Ok(());
         }
         let table = self.make_table(start, 0)?;

@@ -391,7 +391,7 @@ impl Guest<'_> {
 
     /// Has the CPU make a store to a page table, in between: so a host that shadows the tables sees it. The program's
     /// registers must be in place, and are afterwards.
-    fn store(&mut self, link: Link) {
+    pub(crate) fn store(&mut self, link: Link) {
         let before = *self.cpu.registers();
         let registers = self.cpu.registers();
         registers.rdi = link.entry as u64;

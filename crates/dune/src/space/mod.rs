@@ -16,6 +16,7 @@ pub(crate) mod vmas;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
+use crate::calls::program_break::Break;
 use crate::host::{self, AnyVm, HostError, Vm as _};
 use crate::paging::{
     FillError, Flags, Link, PAGE, Rights, TABLE_SPAN, TableMemory, Tables, USER_END,
@@ -77,6 +78,7 @@ pub(crate) struct Space {
     /// Whether somebody else may want to make the program's pages.
     leave_pages: bool,
     streams: Streams,
+    pub(crate) program_break: Break,
 }
 
 /// The one of this process.
@@ -88,6 +90,7 @@ pub(crate) static SPACE: Lock<Space> = Lock::new(Space {
     careful: 0,
     leave_pages: false,
     streams: Streams::NONE,
+    program_break: Break::UNKNOWN,
 });
 
 /// The top table and the offset of table addresses, for who looks without the lock: tables are never
@@ -261,6 +264,46 @@ impl Space {
         Ok(None)
     }
 
+    /// Gives the pages of the table at `block` one large entry, if they may have one and the host has a huge page; or
+    /// tells by which store the guest does.
+    pub(crate) fn make_large(&mut self, block: u64) -> Result<Option<Link>, HostError> {
+        let vma = self.vmas.at(block).filter(|vma| vma.end >= block + TABLE_SPAN);
+        let plain = |vma: &Vma| vma.writable() && !vma.executable() && !vma.may_end();
+        let Some(vma) = vma.filter(plain) else { return Ok(None) };
+        if !self.may_be_large(block) || collapse(block).is_err() {
+            return Ok(None);
+        }
+        self.fill_large(block, rights(vma).flags())
+    }
+
+    /// Whether all of `range` is in large pages.
+    pub(crate) fn is_large(&self, range: Range<u64>) -> bool {
+        let is_large = |page| self.tables.as_ref().is_some_and(|tables| tables.is_large(page));
+        let first = range.start & !(TABLE_SPAN - 1);
+        (first..range.end).step_by(TABLE_SPAN as usize).all(is_large)
+    }
+
+    /// Makes the pages of `range` zero, if they are private memory that the program may write to.
+    pub(crate) fn wipe(&mut self, range: Range<u64>) -> bool {
+        let vma = self.vmas.at(range.start).filter(|vma| vma.end >= range.end);
+        if range.is_empty() || vma.is_some_and(|vma| vma.writable() && !vma.may_end()) {
+            let len = range.end.saturating_sub(range.start) as usize;
+            // SAFETY: the program has given the pages up; they are mapped to write, under the lock that whoever
+            // changes that takes.
+            unsafe { core::ptr::write_bytes(range.start as *mut u8, 0, len) };
+            if let Some(tables) = &self.tables {
+                tables.mark_dirty(range);
+            }
+            return true;
+        }
+        false
+    }
+
+    /// Mappings have changed.
+    pub(crate) fn forget(&mut self) {
+        self.vmas.forget();
+    }
+
     /// Whether the pages of the table at `start` may get one large entry.
     fn may_be_large(&self, start: u64) -> bool {
         self.tables.as_ref().is_some_and(|tables| {
@@ -353,7 +396,7 @@ impl Space {
     /// Only where page tables are shadowed. There the first touch of a page is an event of the host's, and
     /// where the page exists already the host takes its neighbours along (KVM: `pte_prefetch`, eight at once): a
     /// page then costs a quarter or less of what it costs otherwise.
-    fn makes_pages(&self) -> bool {
+    pub(crate) fn makes_pages(&self) -> bool {
         !self.leave_pages && crate::process::run::is_paravirtual()
     }
 
@@ -445,6 +488,9 @@ impl Space {
         let fixed = [arena::SHARED, arena::CPUS];
         if fixed.iter().any(|part| part.contains(address as usize)) {
             return Ok(Fault::Segv(SEGV_ACCERR));
+        }
+        if self.program_break.between().contains(&address) {
+            return Ok(Fault::Segv(SEGV_MAPERR));
         }
         if arena::TABLES.contains(address as usize) {
             // This part gets its rights as it is used (`ArenaTables`), which no list that was read before tells.
