@@ -182,11 +182,15 @@ fn first_touches(rows: &mut Vec<(&'static str, f64)>) {
         ("… of 5,000 pages at random", 5000, |n| n * 48_271 % (PAGES - 3)),
         ("… of a page every 2 MiB", PAGES / 512, |n| 512 * n),
     ];
-    for (name, count, order) in orders {
-        let memory = Memory::map(PAGES).expect("memory");
+    let mut push = |name, memory: Memory, count: usize, order: Order| {
         let all = timed(|| (0..count).for_each(|n| memory.write(order(n))));
         rows.push((name, all.as_nanos() as f64 / count as f64));
+    };
+    for (name, count, order) in orders {
+        push(name, Memory::map(PAGES).expect("memory"), count, order);
     }
+    let memory = Memory::map_plain(PAGES).expect("memory");
+    push("… page by page, large pages allowed", memory, PAGES, |n| n);
 }
 
 /// Nanoseconds of a write to a protected page, its handler included.

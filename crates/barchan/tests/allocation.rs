@@ -78,5 +78,7 @@ fn the_counter_counts() {
 
 #[test]
 fn all_of_this_in_guest_mode() {
+    // It allocates, and every call counts.
+    let _alone = alone();
     common::again_in_guest_mode();
 }

@@ -1,4 +1,4 @@
-//! Memory of 4 KiB pages, and what the first touch of one costs.
+//! Memory, mostly of 4 KiB pages, and what the first touch of one costs.
 
 use std::ops::Range;
 use std::ptr::null_mut;
@@ -13,7 +13,7 @@ const TOUCHED: usize = 512;
 /// Samples of the first touch.
 const TOUCH_SAMPLES: usize = 15;
 
-/// Private anonymous memory without huge pages; given back when it is dropped.
+/// Private anonymous memory; given back when it is dropped.
 #[derive(Debug)]
 pub struct Memory {
     start: usize,
@@ -21,11 +21,25 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Maps `pages` pages.
+    /// Maps `pages` pages, without huge pages.
     ///
     /// # Errors
     /// One sentence, if the kernel has no memory.
     pub fn map(pages: usize) -> Result<Self, String> {
+        let memory = Self::map_plain(pages)?;
+        // A kernel without huge pages refuses: then there are none.
+        // SAFETY: advice on the mapping just made.
+        unsafe {
+            libc::madvise(memory.start as *mut _, pages * PAGE_SIZE, libc::MADV_NOHUGEPAGE);
+        }
+        Ok(memory)
+    }
+
+    /// As [`map`](Self::map); huge pages are as the system gives them.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map).
+    pub fn map_plain(pages: usize) -> Result<Self, String> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let rights = libc::PROT_READ | libc::PROT_WRITE;
         let len = pages * PAGE_SIZE;
@@ -34,13 +48,10 @@ impl Memory {
         if start == libc::MAP_FAILED {
             return Err(format!("mapping {len} bytes: {}", std::io::Error::last_os_error()));
         }
-        // A kernel without huge pages refuses: then there are none.
-        // SAFETY: advice on the mapping just made.
-        unsafe { libc::madvise(start, len, libc::MADV_NOHUGEPAGE) };
         Ok(Self { start: start as usize, pages })
     }
 
-    /// Maps `pages` pages and writes to each.
+    /// Maps `pages` pages, without huge pages, and writes to each.
     ///
     /// # Errors
     /// As [`map`](Self::map).

@@ -143,6 +143,22 @@ impl Inside {
         if result == 0 { Ok(()) } else { Err(RangeError::Memory) }
     }
 
+    /// As [`populate`](Self::populate), with one entry for each 2 MiB of private memory to write to in which no page
+    /// has an entry yet, backed by a huge page of the host's if it has one. Returns how many such there are now more.
+    ///
+    /// A large page has no dirty bits of its own and counts as dirty. Whatever makes pages of it clean, or protects them,
+    /// gives each page an entry first; and so does what unmaps a part of it, or changes its rights.
+    ///
+    /// # Errors
+    /// [`RangeError::Range`], [`RangeError::Memory`].
+    pub fn populate_large(self, range: Range<usize>) -> Result<usize, RangeError> {
+        check(&range)?;
+        let request = [range.start as u64, range.end as u64, 1, 0, 0, 0];
+        // SAFETY: a number that Linux does not have; new pages are zero whether they are made now or later.
+        let result = unsafe { sys::raw(CALL_POPULATE, request) };
+        usize::try_from(result).map_err(|_| RangeError::Memory)
+    }
+
     /// The entry of the page at `address`, if its table exists; it may be absent.
     #[must_use]
     pub fn entry(self, address: usize) -> Option<Entry> {
@@ -171,6 +187,7 @@ impl Inside {
 
     /// [`collect`](Self::collect), where the arguments are right and the kernel's writes are being noted.
     pub(crate) fn collect_noted(self, range: &Range<usize>, bits: &mut [u64]) -> FlushOwed {
+        split(range);
         let clearing = Clearing::begin();
         self.add_under_way(range, bits);
         let mut cleared = 0;
@@ -206,6 +223,7 @@ impl Inside {
 
     /// [`clear`](Self::clear), where the arguments are right and the kernel's writes are being noted.
     pub(crate) fn clear_noted(self, range: &Range<usize>, among: Option<&[u64]>) -> FlushOwed {
+        split(range);
         let clearing = Clearing::begin();
         let mut cleared = 0;
         for_each_table(range, |first, entries, count| {
@@ -280,6 +298,7 @@ impl Inside {
     /// [`RangeError::Range`].
     pub fn protect(self, range: Range<usize>) -> Result<FlushOwed, RangeError> {
         check(&range)?;
+        split(&range);
         let writable = Flags::PRESENT | Flags::WRITABLE;
         let clearing = Clearing::begin();
         let changed = self.update(range, |entry| {
@@ -418,6 +437,16 @@ pub(crate) fn check(range: &Range<usize>) -> Result<usize, RangeError> {
         return Err(RangeError::Range);
     }
     Ok((range.end - range.start) / PAGE_SIZE)
+}
+
+/// Gives each page of `range` that is in a large page an entry of its own, before anybody relies on its bits. If there is
+/// no memory for that, the page stays without, and counts as dirty.
+pub(crate) fn split(range: &Range<usize>) {
+    let (start, end) = (range.start as u64, range.end as u64);
+    if space::view().is_some_and(|tables| tables.first_large(start..end).is_some()) {
+        // SAFETY: a number that Linux does not have; entries are made, and no memory is touched.
+        unsafe { sys::raw(CALL_POPULATE, [start, end, 0, 0, 0, 0]) };
+    }
 }
 
 /// Calls `f` for each part of `range` that one table maps: the number of its first page in the range, the

@@ -102,6 +102,7 @@ pub(crate) fn all_faults() -> u64 {
 /// Sets a bit of `bits` for each page of `range` that is dirty, and makes those pages clean; the flush is done
 /// when it returns. The arguments are right, and the kernel's writes are being noted.
 pub(crate) fn collect(inside: Inside, range: &Range<usize>, bits: &mut [u64], flushes: Flushes) {
+    inside::split(range);
     let mut taken = Taken::begin(flushes);
     inside.add_under_way(range, bits);
     inside::for_each_table(range, |first, entries, count| {
@@ -121,6 +122,7 @@ pub(crate) fn collect(inside: Inside, range: &Range<usize>, bits: &mut [u64], fl
 
 /// Makes pages clean: those of `range`, or those of them whose bit in `among` is set.
 pub(crate) fn clear(inside: Inside, range: &Range<usize>, among: Option<&[u64]>, flushes: Flushes) {
+    inside::split(range);
     let mut taken = Taken::begin(flushes);
     inside::for_each_table(range, |first, entries, count| {
         let Some(entries) = entries else { return };

@@ -81,6 +81,23 @@ fn pages_without_an_entry_are_dirty() {
     });
 }
 
+/// The tables of new memory are read by the program itself, some of them in memory that the monitor has just begun to
+/// use, which an older list of the kernel's mappings does not tell (Linux before 6.11).
+#[test]
+fn entries_can_be_looked_at_as_soon_as_they_are_there() {
+    passes(|| {
+        let inside = Inside::current().expect("inside");
+        for _ in 0..300 {
+            let start = map(3 * 512);
+            inside.populate(range(start, 3 * 512)).expect("memory");
+            for page in [0, 512, 1024, 1535] {
+                let entry = inside.entry(start as usize + page * PAGE);
+                assert!(entry.expect("an entry").is_dirty());
+            }
+        }
+    });
+}
+
 #[test]
 fn what_the_kernel_writes_for_the_program_is_dirty() {
     passes(|| {

@@ -113,6 +113,82 @@ fn the_break_moves_both_ways() {
     });
 }
 
+/// As allocators move it: up and down by a few pages, tens of MiB in all. What is written stays, what comes is zero, the
+/// break is where it was put, and a child has its own.
+#[test]
+fn the_break_moves_in_many_small_steps() {
+    fn all_zero(start: usize, end: usize) -> bool {
+        // SAFETY: memory below the break.
+        (start..end).step_by(8).all(|at| unsafe { (at as *const u64).read_volatile() } == 0)
+    }
+    passes(|| {
+        // SAFETY: nothing else moves the break meanwhile: nothing is allocated.
+        let set = |at: usize| unsafe { libc::syscall(libc::SYS_brk, at) } as usize;
+        let first = set(0).next_multiple_of(PAGE);
+        let (mut end, mut random) = (first, 7u64);
+        assert_eq!(set(first), first);
+        let mut most = 0;
+        for step in 0..600 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let pages = (random >> 33) as usize % 70;
+            // Up more than down; now and then far down, or not to a page.
+            let down = step % 5 == 4;
+            let new = match step % 97 {
+                96 => first + (end - first) / 2,
+                50 => end + 100,
+                _ if down => end.saturating_sub(pages * PAGE).max(first),
+                _ => end + pages * PAGE,
+            };
+            assert_eq!(set(new), new, "step {step}");
+            assert_eq!(set(0), new);
+            if new > end {
+                let page_of_end = end.next_multiple_of(PAGE);
+                assert!(all_zero(page_of_end, new & !7), "step {step}: {:#x}", end - first);
+                for at in (page_of_end..new & !(PAGE - 1)).step_by(PAGE) {
+                    // SAFETY: below the break.
+                    unsafe { (at as *mut u64).write_volatile(at as u64) };
+                }
+            }
+            end = new.next_multiple_of(PAGE);
+            assert_eq!(set(end), end);
+            most = most.max(end - first);
+            if step % 100 == 99 {
+                for at in (first..end).step_by(PAGE) {
+                    // SAFETY: below the break; partly written pages have what they had.
+                    let found = unsafe { (at as *const u64).read_volatile() };
+                    assert!(found == at as u64 || found == 0, "step {step}: {:#x}", at - first);
+                }
+                // SAFETY: the child moves its own break, and ends.
+                let pid = unsafe { libc::fork() };
+                if pid == 0 {
+                    let up = set(end + 3 * PAGE) == end + 3 * PAGE;
+                    let zero = all_zero(end, end + 3 * PAGE);
+                    let down = set(first + PAGE) == first + PAGE;
+                    // SAFETY: as above.
+                    unsafe { libc::_exit(i32::from(!(up && zero && down))) };
+                }
+                let mut status = 0;
+                // SAFETY: a child of ours.
+                assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+                assert_eq!(status, 0, "step {step}");
+                assert_eq!(set(0), end);
+            }
+        }
+        assert!(most > 10 << 20, "{most} bytes");
+        // Somebody maps something right behind the break: it can go no further, and the mapping stays.
+        let flags = ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: a new mapping, where natively nothing is.
+        unsafe {
+            let at = libc::mmap((end + PAGE) as *mut c_void, PAGE, READ_WRITE, flags, -1, 0);
+            assert_eq!(at as usize, end + PAGE);
+            at.cast::<u64>().write_volatile(1);
+            assert_eq!(set(end + 8 * PAGE), end, "it is in the way");
+            assert_eq!(at.cast::<u64>().read_volatile(), 1);
+        }
+        assert_eq!(set(first), first);
+    });
+}
+
 #[test]
 fn shared_memory_is_shared_with_a_child() {
     passes(|| {

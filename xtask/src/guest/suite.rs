@@ -80,6 +80,7 @@ const SUITE: &[Entry] = &[
     runtime("faults", |host, _| host == Host::Tcg),
     runtime("memory", |host, _| host == Host::Tcg),
     runtime("dirty", |host, _| host == Host::Tcg),
+    runtime("large", |host, _| host == Host::Tcg),
     runtime("shootdown", |host, _| host == Host::Tcg),
     runtime("protection", |host, _| host == Host::Tcg),
     runtime("signals", |host, _| host == Host::Tcg),

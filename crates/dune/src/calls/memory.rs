@@ -4,6 +4,7 @@
 //! so no fault brings one back meanwhile, and the kernel's own notice to the virtual machine, which
 //! flushes the TLBs, comes after. A call that fails costs a few faults, nothing else.
 
+use super::program_break::trim;
 use crate::paging::USER_END;
 use crate::space::{SPACE, Space, arena};
 use crate::sys;
@@ -13,7 +14,7 @@ const ENOMEM: i64 = -(libc::ENOMEM as i64);
 /// `USERFAULTFD_IOC_NEW`: how `/dev/userfaultfd` gives a descriptor.
 pub(super) const NEW_USERFAULTFD: u64 = 0xaa00;
 
-fn make(nr: i64, a: [u64; 6]) -> i64 {
+pub(super) fn make(nr: i64, a: [u64; 6]) -> i64 {
     // SAFETY: the program asked for it, and it does not touch the arena: `touches_arena`. None of
     // these calls waits for a signal.
     unsafe { sys::raw(nr, a) }
@@ -36,6 +37,9 @@ pub(super) fn mmap(a: [u64; 6]) -> i64 {
     let fixed = flags & libc::MAP_FIXED as u64 != 0;
     if fixed && touches_arena(start, len) {
         return ENOMEM;
+    }
+    if start != 0 {
+        trim(&mut SPACE.lock(), start..start.saturating_add(len));
     }
     if !fixed {
         // Takes nothing from anybody, so needs no lock, and may take long.
@@ -74,6 +78,7 @@ pub(super) fn munmap(a: [u64; 6]) -> i64 {
         return EINVAL;
     }
     let mut space = SPACE.lock();
+    trim(&mut space, a[0]..a[0].saturating_add(a[1]));
     space.zap(a[0]..a[0].saturating_add(a[1]));
     make(libc::SYS_munmap, a)
 }
@@ -84,6 +89,7 @@ pub(super) fn mprotect(nr: u64, a: [u64; 6]) -> i64 {
         return ENOMEM;
     }
     let mut space = SPACE.lock();
+    trim(&mut space, start..start.saturating_add(len));
     let plain = prot & !7 == 0;
     // PROT_GROWSDOWN and PROT_GROWSUP reach beyond the range.
     space.zap(if plain { start..start.saturating_add(len) } else { 0..USER_END });
@@ -104,25 +110,13 @@ pub(super) fn mremap(a: [u64; 6]) -> i64 {
         return ENOMEM;
     }
     let mut space = SPACE.lock();
+    trim(&mut space, start..start.saturating_add(old_len.max(new_len)));
     space.zap(start..start.saturating_add(old_len));
     if fixed {
+        trim(&mut space, new..new.saturating_add(new_len));
         space.zap(new..new.saturating_add(new_len));
     }
     make(libc::SYS_mremap, a)
-}
-
-pub(super) fn brk(a: [u64; 6]) -> i64 {
-    let mut space = SPACE.lock();
-    let before = make(libc::SYS_brk, [0; 6]) as u64;
-    if a[0] != 0 && a[0] < before {
-        space.zap(a[0].next_multiple_of(4096)..before.next_multiple_of(4096));
-    }
-    let result = make(libc::SYS_brk, a);
-    let (old, new) = (before.next_multiple_of(4096), (result as u64).next_multiple_of(4096));
-    if new > old {
-        let _ = space.mapped_to_write(old, new - old, libc::PROT_READ | libc::PROT_WRITE);
-    }
-    result
 }
 
 /// The arguments of madvise, with MADV_FREE made MADV_DONTNEED where the kernel would take it.
@@ -142,6 +136,7 @@ pub(super) fn other(nr: u64, a: [u64; 6]) -> i64 {
         return EINVAL;
     }
     let mut space = SPACE.lock();
+    trim(&mut space, 0..USER_END);
     space.zap(0..USER_END);
     make(nr as i64, a)
 }

@@ -3,7 +3,8 @@
 //!
 //! | Module | Calls | Because |
 //! |---|---|---|
-//! | [`memory`] | munmap, mprotect, mremap, brk, … | the guest's tables must not keep what goes |
+//! | [`memory`] | munmap, mprotect, mremap, … | the guest's tables must not keep what goes |
+//! | [`program_break`] | brk | it moves in small steps |
 //! | [`tasks`] | clone, fork, exit, … | a thread needs a CPU, a child a machine |
 //! | [`descriptors`] | close, close_range, dup2, … | the monitor's descriptors must stay |
 //! | [`state`] | arch_prctl, rseq, seccomp, … | they are about registers, or about the wrong thread |
@@ -12,6 +13,7 @@
 
 mod descriptors;
 mod memory;
+pub(crate) mod program_break;
 mod state;
 mod tasks;
 pub(crate) mod written;
@@ -23,7 +25,7 @@ use crate::sys;
 
 /// Calls of the monitor's own, with numbers that Linux does not have: whether the thread is in guest mode,
 pub(crate) const CALL_INSIDE: i64 = 0x4455_0001;
-/// and entries for a range, start and end.
+/// and entries for a range: start, end, and whether they are large ones.
 pub(crate) const CALL_POPULATE: i64 = 0x4455_0002;
 /// Page faults go to ring 3 from now on.
 pub(crate) const CALL_HANDLE_FAULTS: i64 = 0x4455_0003;
@@ -33,8 +35,7 @@ pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
     match nr as i64 {
         CALL_INSIDE => return Outcome::Result(1),
         CALL_POPULATE => {
-            let done = SPACE.lock().populate(a[0]..a[1]);
-            return Outcome::Result(done.map_or_else(|error| -i64::from(error.errno.0), |()| 0));
+            return Outcome::Result(guest.populate(a[0]..a[1], a[2] != 0));
         }
         CALL_HANDLE_FAULTS => {
             crate::space::cpu_tables::deliver_page_faults(crate::faults::entry());
@@ -65,7 +66,7 @@ fn make(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
         libc::SYS_munmap => memory::munmap(a),
         libc::SYS_mprotect | libc::SYS_pkey_mprotect => memory::mprotect(nr, a),
         libc::SYS_mremap => memory::mremap(a),
-        libc::SYS_brk => memory::brk(a),
+        libc::SYS_brk => program_break::brk(guest, a[0]),
         libc::SYS_shmat | libc::SYS_shmdt | libc::SYS_remap_file_pages => memory::other(nr, a),
 
         libc::SYS_clone => tasks::clone(guest, a),

@@ -5,13 +5,18 @@
 //!
 //! Entries are read and written as atomics, because the processor (or a shadow MMU) sets their
 //! accessed and dirty bits meanwhile. Two rules keep a shadow MMU right, which notices only what the
-//! guest itself writes: a table, once linked, is never unlinked or replaced by a large page, and a
+//! guest itself writes: a table, once linked, is neither unlinked nor replaced but by the guest, and a
 //! leaf entry for an address always leads to the same frame; only its presence and rights change.
 //! (SDM 3A, chapter 5, "Paging".)
+//!
+//! A large page (2 MiB, one entry of the second level) is put only where there is no table, or, by the guest, an empty
+//! one. It is dirty from the beginning to its end. Where dirty bits are wanted, or only a part of it stays, a table
+//! takes its place, by a store that the guest makes ([`Tables::prepare_link`]): always the same one, for whoever has
+//! found it may still look at it.
 
 mod tables;
 
-pub use tables::{Table, TableMemory, Tables};
+pub use tables::{FillError, Link, Table, TableMemory, Tables};
 pub use x86_64::structures::paging::PageTableFlags as Flags;
 
 /// Bits of an entry that hold the frame's address.
@@ -21,6 +26,8 @@ pub const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
 pub const HELD: u64 = 1 << 9;
 /// Software bit 10 of a leaf entry that is [`HELD`]: whoever gives the right to write back flushes the TLB.
 pub const FLUSHED: u64 = 1 << 10;
+/// Software bit 9 of an entry of the second level: a large page is there, or was, and no table has taken its place.
+pub const WAS_LARGE: u64 = 1 << 9;
 /// Entries of a table.
 pub const ENTRIES: usize = 512;
 /// Bytes that one entry of the lowest level maps.

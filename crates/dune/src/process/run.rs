@@ -5,6 +5,7 @@
 //! nothing to deliver, they are left as they are. Nothing here allocates, and it takes only the
 //! monitor's own locks.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 use super::Process;
@@ -12,9 +13,9 @@ use super::thread::Thread;
 use crate::calls;
 use crate::faults::{self, Part};
 use crate::host::{AnyVcpu, Exit, HostError, Vcpu as _};
-use crate::paging::USER_END;
+use crate::paging::{Link, USER_END};
 use crate::signals::{deliver, frame};
-use crate::space::cpu_tables::{self as tables, PORT_EXCEPTION, PORT_SYSCALL, Stub};
+use crate::space::cpu_tables::{self as tables, PORT_EXCEPTION, PORT_STORED, PORT_SYSCALL, Stub};
 use crate::space::{Fault, SPACE};
 use crate::stats;
 use crate::sys;
@@ -336,11 +337,11 @@ impl Guest<'_> {
         self.must(|cpu| cpu.fault_address().map(|found| address = found));
         stats::page_fault();
         let (write, execute) = (error & 2 != 0, error & 16 != 0);
-        let fault = SPACE.lock().fault(address, write, execute);
+        let fault = self.fault(address, write, execute);
         // The kernel's own error codes say that it was user code, whatever the host does.
         let trap = [14, error & 0x17 | 4, address];
         match fault {
-            Ok(Fault::Mapped) => {}
+            Ok(Fault::Mapped | Fault::Link(_)) => {}
             Ok(Fault::Held) => {
                 let handled = faults::handled()
                     && !tables::refused(self.thread.index, address)
@@ -353,6 +354,69 @@ impl Guest<'_> {
             Ok(Fault::Bus) => deliver::fault(self, libc::SIGBUS, 2, address, trap),
             Err(error) => self.broken_by(&error),
         }
+    }
+
+    /// What a page fault comes to. Where a large page was, or shall be, the entry may need a store of the guest's, and
+    /// then it is as if the page had faulted again.
+    fn fault(&mut self, address: u64, write: bool, execute: bool) -> Result<Fault, HostError> {
+        let mut space = SPACE.lock();
+        let fault = space.fault(address, write, execute)?;
+        if let Fault::Link(link) = fault {
+            self.store(link);
+            return space.fault(address, write, execute);
+        }
+        Ok(fault)
+    }
+
+    /// Gives everything in `range` that is mapped entries: `large` ones where they can be, or each page one of its own.
+    /// What a system call returns: how many are large.
+    pub(crate) fn populate(&mut self, range: Range<u64>, large: bool) -> i64 {
+        let mut space = SPACE.lock();
+        let mut count = 0;
+        let done = loop {
+            let next = if large {
+                space.populate_large(range.clone(), &mut count)
+            } else {
+                space.link(range.clone())
+            };
+            match next {
+                Ok(Some(link)) => self.store(link),
+                Ok(None) if large => break Ok(()),
+                Ok(None) => break space.populate(range),
+                Err(error) => break Err(error),
+            }
+        };
+        done.map_or_else(|error| -i64::from(error.errno.0), |()| count as i64)
+    }
+
+    /// Has the CPU make a store to a page table, in between: so a host that shadows the tables sees it. The program's
+    /// registers must be in place, and are afterwards.
+    pub(crate) fn store(&mut self, link: Link) {
+        let before = *self.cpu.registers();
+        let registers = self.cpu.registers();
+        registers.rdi = link.entry as u64;
+        registers.rax = link.value;
+        registers.rip = tables::store() as u64;
+        registers.rflags = 0x202;
+        // A signal may have come already; it waits until this is done.
+        self.thread.unkick();
+        let mut interrupted = 0;
+        loop {
+            let exit = self.cpu.run();
+            stats::exit(exit);
+            match exit {
+                Exit::Port(PORT_STORED) => break,
+                Exit::Interrupted if interrupted < MAX_STUCK => {
+                    interrupted += 1;
+                    self.thread.unkick();
+                }
+                _ => self.broken("a page table cannot be linked", 0, link.entry as u64),
+            }
+        }
+        if self.pending() {
+            self.thread.kick();
+        }
+        *self.cpu.registers() = before;
     }
 
     /// Calls the program's page-fault handler; `false` if it is the handler that has faulted.

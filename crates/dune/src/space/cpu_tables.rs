@@ -19,6 +19,8 @@ use crate::sys::PAGE_SIZE;
 
 /// The port that SYSCALL's stub writes to.
 pub(crate) const PORT_SYSCALL: u8 = 0xb0;
+/// The port that the stub of [`store`] writes to.
+pub(crate) const PORT_STORED: u8 = 0xb1;
 /// The port of exception 0; that of exception `n` is `n` higher.
 pub(crate) const PORT_EXCEPTION: u8 = 0xc0;
 /// Exceptions that the processor defines.
@@ -46,6 +48,7 @@ const STUB_BREAKPOINT_LEN: usize = 64;
 /// Where the stub of page faults goes, and the stub that ends the run for them.
 const STUB_TARGET: usize = 128;
 const STUB_PAGE_FAULT: usize = 136;
+const STUB_STORE: usize = 144;
 const PAGE_FAULT: u8 = 14;
 const STUB_EXCEPTION: usize = 256;
 const STUB_EXCEPTION_LEN: usize = 8;
@@ -80,6 +83,11 @@ pub(crate) fn sysret() -> usize {
 /// An IRETQ.
 pub(crate) fn iret() -> usize {
     stubs() + STUB_IRET
+}
+
+/// A store of RAX to where RDI points, and then the monitor is called.
+pub(crate) fn store() -> usize {
+    stubs() + STUB_STORE
 }
 
 pub(crate) fn gdt(cpu: usize) -> usize {
@@ -273,6 +281,8 @@ pub(crate) fn write_shared() {
     }
     // out imm8, al; ud2
     put(syscall_entry(), u64::from_le_bytes([0xe6, PORT_SYSCALL, 0xf, 0xb, 0xf, 0xb, 0xf, 0xb]));
+    // mov [rdi], rax; out imm8, al; ud2
+    put(store(), u64::from_le_bytes([0x48, 0x89, 0x07, 0xe6, PORT_STORED, 0x0f, 0x0b, 0x90]));
     // sysretq; ud2
     put(sysret(), u64::from_le_bytes([0x48, 0x0f, 0x07, 0x0f, 0x0b, 0x0f, 0x0b, 0x90]));
     // iretq; ud2
@@ -299,7 +309,7 @@ pub(crate) fn write_cpu(cpu: usize) {
     state[44..52].copy_from_slice(&(stack_of(cpu, DOUBLE_FAULT) as u64).to_le_bytes()); // IST 2
     state[102..104].copy_from_slice(&104u16.to_le_bytes()); // the bitmap's offset
     state[104..].fill(0xff);
-    let allowed = (PORT_EXCEPTION..PORT_EXCEPTION + EXCEPTIONS).chain([PORT_SYSCALL]);
+    let allowed = (PORT_EXCEPTION..PORT_EXCEPTION + EXCEPTIONS).chain([PORT_SYSCALL, PORT_STORED]);
     for port in allowed.map(usize::from) {
         state[104 + port / 8] &= !(1 << (port % 8));
     }

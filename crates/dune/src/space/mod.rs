@@ -16,11 +16,14 @@ pub(crate) mod vmas;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
+use crate::calls::program_break::Break;
 use crate::host::{self, AnyVm, HostError, Vm as _};
-use crate::paging::{Flags, PAGE, Rights, TABLE_SPAN, TableMemory, Tables, USER_END};
+use crate::paging::{
+    FillError, Flags, Link, PAGE, Rights, TABLE_SPAN, TableMemory, Tables, USER_END,
+};
 use crate::sys::lock::Lock;
 use crate::sys::{self, Errno, PAGE_SIZE};
-use streams::Streams;
+use streams::{Sign, Streams};
 use vmas::{Vma, Vmas};
 
 /// Bytes of a window.
@@ -42,12 +45,26 @@ pub(crate) enum Fault {
     Mapped,
     /// The program has protected the page itself.
     Held,
+    /// There was a large page, or shall be one: once the guest has made this store, the page can get an entry, if it has
+    /// none.
+    Link(Link),
     /// The program has no such right: SIGSEGV, with this `si_code`.
     Segv(i32),
     /// There is a mapping and no page: SIGBUS.
     Bus,
 }
 
+/// What a write to new memory comes to.
+enum Ahead {
+    /// These pages get entries.
+    Entries(Range<u64>),
+    /// They have one large entry.
+    Large,
+    /// They have once the guest has made this store.
+    Link(Link),
+}
+
+const NO_TABLE: HostError = HostError { step: "making a page table", errno: Errno(libc::ENOMEM) };
 const SEGV_MAPERR: i32 = 1;
 const SEGV_ACCERR: i32 = 2;
 
@@ -61,6 +78,7 @@ pub(crate) struct Space {
     /// Whether somebody else may want to make the program's pages.
     leave_pages: bool,
     streams: Streams,
+    pub(crate) program_break: Break,
 }
 
 /// The one of this process.
@@ -72,6 +90,7 @@ pub(crate) static SPACE: Lock<Space> = Lock::new(Space {
     careful: 0,
     leave_pages: false,
     streams: Streams::NONE,
+    program_break: Break::UNKNOWN,
 });
 
 /// The top table and the offset of table addresses, for who looks without the lock: tables are never
@@ -99,9 +118,9 @@ pub(crate) struct ArenaTables {
 
 // SAFETY: the part is used only for tables, given out once each, zero at first, and never unmapped.
 unsafe impl TableMemory for ArenaTables {
-    fn alloc(&mut self) -> Option<u64> {
+    fn alloc(&mut self, count: usize) -> Option<u64> {
         const STEP: usize = 256 * 1024;
-        if self.used + PAGE_SIZE > self.committed {
+        if self.used + count * PAGE_SIZE > self.committed {
             if self.committed >= arena::TABLES.len {
                 return None;
             }
@@ -110,7 +129,7 @@ unsafe impl TableMemory for ArenaTables {
             self.committed += STEP;
         }
         let table = arena::TABLES.start() + self.used;
-        self.used += PAGE_SIZE;
+        self.used += count * PAGE_SIZE;
         Some((table as u64).wrapping_add(self.gpa_offset))
     }
 
@@ -131,8 +150,7 @@ impl Space {
         let gpa_offset = self.window(base)?.wrapping_sub(base);
         let committed = self.tables.as_mut().map_or(0, |tables| tables.memory().committed);
         self.tables = Tables::new(ArenaTables { used: 0, committed, gpa_offset });
-        let out = HostError { step: "making a page table", errno: Errno(libc::ENOMEM) };
-        let root = self.tables.as_ref().ok_or(out)?.root();
+        let root = self.tables()?.root();
         GPA_OFFSET.store(gpa_offset, Ordering::Relaxed);
         ROOT.store(root, Ordering::Release);
         cpu_tables::write_shared();
@@ -193,18 +211,140 @@ impl Space {
         Ok((FIRST_WINDOW + number - 1) * WINDOW + hva % WINDOW)
     }
 
-    /// Gives the pages of `range` entries with `flags`.
+    /// Gives the pages of `range` entries with `flags`; not where a large page was, whose faults will tell.
     fn fill(&mut self, range: Range<u64>, flags: Flags) -> Result<(), HostError> {
-        let out = HostError { step: "making a page table", errno: Errno(libc::ENOMEM) };
         let mut start = range.start & !(PAGE - 1);
         while start < range.end {
             let end = ((start & !(TABLE_SPAN - 1)) + TABLE_SPAN).min(range.end);
             let gpa = self.window(start)?;
-            let tables = self.tables.as_mut().ok_or(out)?;
-            tables.fill(start..end, gpa, flags).ok_or(out)?;
+            match self.tables()?.fill(start..end, gpa, flags) {
+                Ok(()) | Err(FillError::WasLarge) => {}
+                Err(FillError::Memory) => return Err(NO_TABLE),
+            }
             start = end;
         }
         Ok(())
+    }
+
+    fn tables(&mut self) -> Result<&mut Tables<ArenaTables>, HostError> {
+        self.tables.as_mut().ok_or(NO_TABLE)
+    }
+
+    /// What the guest must store before pages of `range` that are, or were, in a large page can have entries of their
+    /// own, one after the other until there is none.
+    pub(crate) fn link(&mut self, range: Range<u64>) -> Result<Option<Link>, HostError> {
+        let tables = self.tables()?;
+        let Some(gva) = tables.first_large(range) else { return Ok(None) };
+        match tables.prepare_link(gva).map_err(|_| NO_TABLE)? {
+            Some(link) => self.ready(link).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The store, which will not fault.
+    fn ready(&mut self, link: Link) -> Result<Link, HostError> {
+        let entry = link.entry as u64;
+        self.fill(entry..entry + 8, Rights { write: true, execute: false }.flags())?;
+        Ok(link)
+    }
+
+    /// As [`Self::link`], if `page` has no entry for want of it.
+    fn link_of(&mut self, page: u64) -> Result<Option<Link>, HostError> {
+        if self.tables()?.may_be_large(page) { self.link(page..page + PAGE) } else { Ok(None) }
+    }
+
+    /// Gives the pages of the table at `start`, private memory, one large entry; or tells by which store the guest does.
+    fn fill_large(&mut self, start: u64, flags: Flags) -> Result<Option<Link>, HostError> {
+        let gpa = self.window(start)?;
+        let tables = self.tables()?;
+        if let Some(link) = tables.prepare_large(start, gpa, flags) {
+            return self.ready(link).map(Some);
+        }
+        tables.fill_large(start, gpa, flags).map_err(|_| NO_TABLE)?;
+        Ok(None)
+    }
+
+    /// Gives the pages of the table at `block` one large entry, if they may have one and the host has a huge page; or
+    /// tells by which store the guest does.
+    pub(crate) fn make_large(&mut self, block: u64) -> Result<Option<Link>, HostError> {
+        let vma = self.vmas.at(block).filter(|vma| vma.end >= block + TABLE_SPAN);
+        let plain = |vma: &Vma| vma.writable() && !vma.executable() && !vma.may_end();
+        let Some(vma) = vma.filter(plain) else { return Ok(None) };
+        if !self.may_be_large(block) || collapse(block).is_err() {
+            return Ok(None);
+        }
+        self.fill_large(block, rights(vma).flags())
+    }
+
+    /// Whether all of `range` is in large pages.
+    pub(crate) fn is_large(&self, range: Range<u64>) -> bool {
+        let is_large = |page| self.tables.as_ref().is_some_and(|tables| tables.is_large(page));
+        let first = range.start & !(TABLE_SPAN - 1);
+        (first..range.end).step_by(TABLE_SPAN as usize).all(is_large)
+    }
+
+    /// Makes the pages of `range` zero, if they are private memory that the program may write to.
+    pub(crate) fn wipe(&mut self, range: Range<u64>) -> bool {
+        let vma = self.vmas.at(range.start).filter(|vma| vma.end >= range.end);
+        if range.is_empty() || vma.is_some_and(|vma| vma.writable() && !vma.may_end()) {
+            let len = range.end.saturating_sub(range.start) as usize;
+            // SAFETY: the program has given the pages up; they are mapped to write, under the lock that whoever
+            // changes that takes.
+            unsafe { core::ptr::write_bytes(range.start as *mut u8, 0, len) };
+            if let Some(tables) = &self.tables {
+                tables.mark_dirty(range);
+            }
+            return true;
+        }
+        false
+    }
+
+    /// Mappings have changed.
+    pub(crate) fn forget(&mut self) {
+        self.vmas.forget();
+    }
+
+    /// Whether the pages of the table at `start` may get one large entry.
+    fn may_be_large(&self, start: u64) -> bool {
+        self.tables.as_ref().is_some_and(|tables| {
+            tables.may_be_large(start) || tables.prepare_large(start, 0, Flags::empty()).is_some()
+        })
+    }
+
+    /// As [`Self::populate`], with one entry for each 2 MiB of private memory to write to whose pages have none of
+    /// their own yet; `count` counts them. If the guest has to make a store for one, it is that, and then it goes on.
+    pub(crate) fn populate_large(
+        &mut self,
+        range: Range<u64>,
+        count: &mut u64,
+    ) -> Result<Option<Link>, HostError> {
+        let mut address = range.start;
+        while let Some(vma) = self.vmas.from(address) {
+            if vma.start >= range.end.min(USER_END) {
+                break;
+            }
+            address = vma.end;
+            let plain = vma.readable() && vma.writable() && !vma.executable() && !vma.may_end();
+            if !plain || arena::contains(vma.start as usize) {
+                continue;
+            }
+            let end = vma.end.min(range.end);
+            let mut start = vma.start.max(range.start).next_multiple_of(TABLE_SPAN);
+            while start + TABLE_SPAN <= end {
+                if self.may_be_large(start) {
+                    if !self.leave_pages {
+                        let _ = collapse(start);
+                    }
+                    *count += 1;
+                    if let Some(link) = self.fill_large(start, rights(vma).flags())? {
+                        return Ok(Some(link));
+                    }
+                }
+                start += TABLE_SPAN;
+            }
+        }
+        self.populate(range)?;
+        Ok(None)
     }
 
     /// Gives everything that is mapped entries, big mappings in part: so that a program starts
@@ -256,7 +396,7 @@ impl Space {
     /// Only where page tables are shadowed. There the first touch of a page is an event of the host's, and
     /// where the page exists already the host takes its neighbours along (KVM: `pte_prefetch`, eight at once): a
     /// page then costs a quarter or less of what it costs otherwise.
-    fn makes_pages(&self) -> bool {
+    pub(crate) fn makes_pages(&self) -> bool {
         !self.leave_pages && crate::process::run::is_paravirtual()
     }
 
@@ -271,19 +411,27 @@ impl Space {
         }
     }
 
-    /// `page` of `vma`, private memory, is written to: what gets entries. `table`: the part of the mapping that one
-    /// table has.
-    fn ahead(&mut self, page: u64, vma: Vma, table: Range<u64>) -> Range<u64> {
-        let all = |range: Range<u64>| resident(range).is_some_and(|(some, all)| some && all);
-        if let Some(chunk) = self.streams.advance(page, vma.end, all) {
+    /// `page` of `vma`, private memory, is written to: what gets entries. `table`: the part of the mapping that one table
+    /// has.
+    fn ahead(&mut self, page: u64, vma: Vma, table: Range<u64>) -> Result<Ahead, HostError> {
+        let holds = |sign: Sign| match sign {
+            Sign::There(range) => resident(range).is_some_and(|(some, all)| some && all),
+            Sign::NotZero(page) => is_not_zero(page),
+        };
+        let large = page % TABLE_SPAN == 0 && !vma.executable() && self.may_be_large(page);
+        if let Some(chunk) = self.streams.advance(page, vma.end, holds, |_| large) {
+            if chunk.large && collapse(page).is_ok() {
+                let link = self.fill_large(page, rights(vma).flags())?;
+                return Ok(link.map_or(Ahead::Large, Ahead::Link));
+            }
             self.make_pages(chunk.made);
-            return chunk.entries;
+            return Ok(Ahead::Entries(chunk.entries));
         }
-        match resident(table.clone()) {
+        Ok(Ahead::Entries(match resident(table.clone()) {
             // New memory.
             Some((false, _)) => self.streams.begin(page, vma.end).unwrap_or(table),
             _ => table,
-        }
+        }))
     }
 
     /// The program has a descriptor by which it makes pages itself: nobody else shall, from now on. Asking for one
@@ -341,6 +489,13 @@ impl Space {
         if fixed.iter().any(|part| part.contains(address as usize)) {
             return Ok(Fault::Segv(SEGV_ACCERR));
         }
+        if self.program_break.between().contains(&address) {
+            return Ok(Fault::Segv(SEGV_MAPERR));
+        }
+        if arena::TABLES.contains(address as usize) {
+            // This part gets its rights as it is used (`ArenaTables`), which no list that was read before tells.
+            self.vmas.forget();
+        }
         let mut found = self.vmas.at(address);
         if found.is_none() && sys::readable(address as usize) {
             // A stack has grown.
@@ -371,8 +526,15 @@ impl Space {
             let table = address & !(TABLE_SPAN - 1);
             range = vma.start.max(table)..vma.end.min(table + TABLE_SPAN);
             if write && !vma.may_end() && self.makes_pages() {
-                range = self.ahead(page, vma, range);
+                match self.ahead(page, vma, range)? {
+                    Ahead::Entries(entries) => range = entries,
+                    Ahead::Large => return Ok(Fault::Mapped),
+                    Ahead::Link(link) => return Ok(Fault::Link(link)),
+                }
             }
+        }
+        if let Some(link) = self.link_of(page)? {
+            return Ok(Fault::Link(link));
         }
         self.fill(range, rights(vma).flags())?;
         Ok(Fault::Mapped)
@@ -401,6 +563,24 @@ fn resident(range: Range<u64>) -> Option<(bool, bool)> {
     unsafe { sys::call(libc::SYS_mincore, [start, len, vector, 0, 0, 0]) }.ok()?;
     let there = pages.iter().filter(|page| **page & 1 != 0).count();
     Some((there > 0, there == pages.len()))
+}
+
+/// Makes the pages of the table at `start`, private memory, as one huge page of the host's if it has one.
+fn collapse(start: u64) -> Result<(), Errno> {
+    const MADV_COLLAPSE: i32 = 25;
+    // It takes nothing where nothing is.
+    there(start as usize, true);
+    // SAFETY: the content stays what it is.
+    unsafe { sys::advise(start as usize, TABLE_SPAN as usize, MADV_COLLAPSE) }
+}
+
+/// Whether some byte of `page`, private memory of the program that is mapped to read, is not zero.
+fn is_not_zero(page: u64) -> bool {
+    let words = (page..page + PAGE).step_by(8);
+    // SAFETY: it is mapped, under the lock that whoever unmaps takes; another thread may write to it meanwhile.
+    words
+        .into_iter()
+        .any(|word| unsafe { &*(word as *const AtomicU64) }.load(Ordering::Relaxed) != 0)
 }
 
 /// Whether there is a page, as the kernel sees it.

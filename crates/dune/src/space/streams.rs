@@ -6,14 +6,17 @@
 //! written before tells whether the program goes on page by page; then as many pages again are made, up to those of one
 //! table.
 //!
+//! What has gone on for the pages of one table gets the next tables as large pages: one event of the host's for 512.
+//!
 //! Each chunk leaves its last pages to the program: that they are there when the page behind them faults is what
-//! shows that the program wrote to them. So a program that touches a page here and there, or every second one, gets
+//! shows that the program wrote to them. Of a large page nothing can be left: there it is what its last page holds, new
+//! pages being zero; who writes zeros begins again. So a program that touches a page here and there, or every second one, gets
 //! none made; and what one that stops in the middle has too much is not more than it has written, and not more
 //! than [`MOST`] pages a stream. Nothing is remembered but where each of a few streams goes on; pure, and without a lock.
 
 use core::ops::Range;
 
-use crate::paging::PAGE;
+use crate::paging::{PAGE, TABLE_SPAN};
 
 /// Pages that get entries first. All of them must have been written to before any is made.
 pub(super) const FIRST: u64 = 16;
@@ -30,9 +33,11 @@ struct Stream {
     next: u64,
     /// Pages of it so far; [`MOST`] for more.
     pages: u64,
+    /// Whether the last chunk was a large page.
+    large: bool,
 }
 
-const NO_STREAM: Stream = Stream { next: 0, pages: 0 };
+const NO_STREAM: Stream = Stream { next: 0, pages: 0, large: false };
 
 /// The streams of a process.
 pub(super) struct Streams {
@@ -47,6 +52,17 @@ pub(super) struct Chunk {
     pub(super) entries: Range<u64>,
     /// What is made: the chunk but for its last pages.
     pub(super) made: Range<u64>,
+    /// Whether it is a large page, all of which is made.
+    pub(super) large: bool,
+}
+
+/// What shows that the program wrote to the pages before one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Sign {
+    /// All of these pages are there.
+    There(Range<u64>),
+    /// This page is not zero.
+    NotZero(u64),
 }
 
 impl Streams {
@@ -60,29 +76,43 @@ impl Streams {
             return None;
         }
         self.turn = (self.turn + 1) % STREAMS;
-        self.streams[self.turn] = Stream { next, pages: FIRST };
+        self.streams[self.turn] = Stream { next, pages: FIRST, large: false };
         Some(page..next)
     }
 
     /// `page`, of a mapping that ends at `end`, is written to and has no entry: the next chunk, if a stream goes on
-    /// there. `resident` tells whether all pages of a range are there.
+    /// there. `holds` tells whether there is such a sign; `may_be_large`, whether the page and those that it would be one
+    /// large page with may be one.
     pub(super) fn advance(
         &mut self,
         page: u64,
         end: u64,
-        resident: impl FnOnce(Range<u64>) -> bool,
+        holds: impl FnOnce(Sign) -> bool,
+        may_be_large: impl FnOnce(u64) -> bool,
     ) -> Option<Chunk> {
         let stream = self.streams.iter_mut().find(|stream| stream.next == page)?;
-        let seen = if stream.pages == FIRST { FIRST } else { LEFT };
-        if !resident(page - seen * PAGE..page) {
+        let sign = if stream.large {
+            Sign::NotZero(page - PAGE)
+        } else {
+            let seen = if stream.pages == FIRST { FIRST } else { LEFT };
+            Sign::There(page - seen * PAGE..page)
+        };
+        if !holds(sign) {
             *stream = NO_STREAM;
             return None;
         }
-        let next = end.min(page + stream.pages * PAGE);
-        *stream = Stream { next, pages: (2 * stream.pages).min(MOST) };
+        let mut next = end.min(page + stream.pages * PAGE);
+        let mut large = false;
+        if stream.pages == MOST {
+            // To where a large page may begin.
+            next = next.min((page & !(TABLE_SPAN - 1)) + TABLE_SPAN);
+            large = next - page == TABLE_SPAN && may_be_large(page);
+        }
+        *stream = Stream { next, pages: (2 * stream.pages).min(MOST), large };
         // At least the page that is being written to.
-        let made = next.saturating_sub(LEFT * PAGE).max(page + PAGE);
-        Some(Chunk { entries: page..next, made: page..made })
+        let left = if large { 0 } else { LEFT };
+        let made = next.saturating_sub(left * PAGE).max(page + PAGE);
+        Some(Chunk { entries: page..next, made: page..made, large })
     }
 
     /// The program loses the memory of `range`, or rights to it: what goes on there is another stream.
@@ -110,6 +140,9 @@ mod tests {
         entries: BTreeSet<u64>,
         resident: BTreeSet<u64>,
         touched: BTreeSet<u64>,
+        /// Pages that something else than zeros was written to.
+        not_zero: BTreeSet<u64>,
+        large: u64,
         faults: u64,
     }
 
@@ -121,6 +154,8 @@ mod tests {
                 entries: BTreeSet::new(),
                 resident: BTreeSet::new(),
                 touched: BTreeSet::new(),
+                not_zero: BTreeSet::new(),
+                large: 0,
                 faults: 0,
             };
             let all = START..START + pages * PAGE;
@@ -133,18 +168,34 @@ mod tests {
             self.entries.extend((range.start..range.end).step_by(PAGE as usize));
         }
 
-        /// As `Space::fault` does.
         fn write(&mut self, page: u64) {
+            self.write_zeros(page);
+            self.not_zero.insert(START + page * PAGE);
+        }
+
+        /// As `Space::fault` does.
+        fn write_zeros(&mut self, page: u64) {
             let (address, end) = (START + page * PAGE, START + self.pages * PAGE);
             if !self.entries.contains(&address) {
                 self.faults += 1;
-                let there = |range: Range<u64>| {
-                    range.clone().step_by(PAGE as usize).all(|p| self.resident.contains(&p))
+                let holds = |sign| match sign {
+                    Sign::There(range) => {
+                        range.step_by(PAGE as usize).all(|p| self.resident.contains(&p))
+                    }
+                    Sign::NotZero(page) => self.not_zero.contains(&page),
                 };
+                let block = |page: u64| page..page + TABLE_SPAN;
+                let may_be_large = |page| self.entries.range(block(page)).next().is_none();
                 let table = address & !(MOST * PAGE - 1);
                 let table = table.max(START)..end.min(table + MOST * PAGE);
-                if let Some(chunk) = self.streams.advance(address, end, there) {
+                if let Some(chunk) = self.streams.advance(address, end, holds, may_be_large) {
                     assert!(chunk.made.contains(&address), "the page itself is made");
+                    if chunk.large {
+                        assert_eq!(chunk.entries, block(address), "whole, and where it may be");
+                        assert!(address % TABLE_SPAN == 0);
+                        assert_eq!(chunk.made, chunk.entries);
+                        self.large += 1;
+                    }
                     self.resident.extend(chunk.made.step_by(PAGE as usize));
                     self.fill(chunk.entries);
                 } else if self.resident.range(table.clone()).next().is_some() {
@@ -173,7 +224,29 @@ mod tests {
             let chunks = 5 + pages.saturating_sub(MOST).div_ceil(MOST);
             assert!(mapping.faults <= chunks, "{} faults for {pages} pages", mapping.faults);
             assert_eq!(mapping.resident.len() as u64, pages);
+            assert_eq!(mapping.large, (pages / MOST).saturating_sub(1));
         }
+    }
+
+    #[test]
+    fn large_pages_begin_where_they_may_and_end_where_nothing_was_written() {
+        // Not from the beginning of a table on.
+        let mut mapping = Mapping::new(10_000);
+        (300..6000).for_each(|page| mapping.write(page));
+        assert_eq!(mapping.large, (6000 - 1024) / MOST + 1);
+        // A page in each large page, from the one on that the sequence ends at.
+        let (large, made) = (mapping.large, mapping.resident.len());
+        (6144..10_000).step_by(MOST as usize).for_each(|page| mapping.write(page));
+        assert!(mapping.large == large, "{} more", mapping.large - large);
+        assert!(mapping.resident.len() <= made + 10, "{} pages", mapping.resident.len() - made);
+    }
+
+    #[test]
+    fn zeros_are_no_sign_that_a_large_page_was_written() {
+        let mut mapping = Mapping::new(20_000);
+        (0..20_000).for_each(|page| mapping.write_zeros(page));
+        assert!((10..25).contains(&mapping.large), "{} large pages", mapping.large);
+        assert!(mapping.faults < 150, "{} faults", mapping.faults);
     }
 
     #[test]
@@ -217,12 +290,12 @@ mod tests {
             let mut streams = Streams::NONE;
             assert_eq!(streams.begin(START, end), Some(START..next));
             streams.forget(&range);
-            assert_eq!(streams.advance(next, end, |_| true), None, "{range:x?}");
+            assert_eq!(streams.advance(next, end, |_| true, |_| true), None, "{range:x?}");
         }
         let mut streams = Streams::NONE;
         assert_eq!(streams.begin(next, next + (FIRST - 1) * PAGE), None);
         assert!(streams.begin(START, next).is_some());
         streams.forget(&(end..end + PAGE));
-        assert!(streams.advance(next, end, |_| true).is_some());
+        assert!(streams.advance(next, end, |_| true, |_| true).is_some());
     }
 }
