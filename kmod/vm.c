@@ -82,9 +82,12 @@ static bool xcr0_valid(u64 xcr0)
 {
 	u64 avx512 = xcr0 & XFEATURE_MASK_AVX512;
 
-	/* SDM 1, "Enabling the XSAVE Feature Set": each set needs the one below. */
-	return !(xcr0 & ~dune_caps.xcr0) && (xcr0 & XFEATURE_MASK_FP) &&
-	       (!(xcr0 & XFEATURE_MASK_YMM) || (xcr0 & XFEATURE_MASK_SSE)) &&
+	/*
+	 * SDM 1, "Enabling the XSAVE Feature Set": each set needs the one below.
+	 * Without SSE a guest could use its registers all the same, and would find
+	 * somebody else's in them.
+	 */
+	return !(xcr0 & ~dune_caps.xcr0) && (xcr0 & XFEATURE_MASK_FPSSE) == XFEATURE_MASK_FPSSE &&
 	       (!avx512 || (avx512 == XFEATURE_MASK_AVX512 && (xcr0 & XFEATURE_MASK_YMM)));
 }
 

@@ -284,7 +284,7 @@ static int cpu_starting(unsigned int cpu)
 	int r = cpu_on();
 
 	if (r == -EBUSY)
-		pr_err("dune: CPU %u is in VMX operation already: a hypervisor (kvm_intel) has VMs, or keeps it on; end its VMs, or unload it\n",
+		pr_err_ratelimited("dune: CPU %u is in VMX operation already: a hypervisor (kvm_intel) has VMs, or keeps it on; end its VMs, or unload it\n",
 		       cpu);
 	else if (r)
 		pr_err("dune: VMX cannot be turned on on CPU %u (error %d)\n", cpu, r);

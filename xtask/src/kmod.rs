@@ -41,7 +41,7 @@ pub(crate) struct Args {
     #[arg(long)]
     build_only: bool,
 
-    /// Also the guest tests of crates/dune, over /dev/dune
+    /// Also the guest tests of crates/dune, and the oracle of its tracker, over /dev/dune
     #[arg(long)]
     dune: bool,
 
@@ -118,8 +118,15 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
         for boot in boots(args, series, &dir)? {
             failed |= !run_in_guest(args, series, &dir, &boot)?;
         }
+        // Those that take Bochs a start each: on one kernel.
+        let all = args.tests.is_empty() && series == Series::V6_1;
+        for refusal in OTHER_REFUSALS {
+            if all || args.tests.iter().any(|name| refusal.test.contains(name.as_str())) {
+                failed |= !is_refused(series, &dir, refusal)?;
+            }
+        }
         if args.tests.is_empty() {
-            failed |= !is_refused_without_vtx(series, &dir)?;
+            failed |= !is_refused(series, &dir, &WITHOUT_VTX)?;
         }
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -165,6 +172,7 @@ fn boots(args: &Args, series: Series, dir: &Path) -> anyhow::Result<Vec<Boot>> {
     }
     if args.dune {
         boots.push(package("dune", DUNE_TESTS));
+        boots.push(boot(oracle()?));
     }
     if args.programs {
         boots.push(boot(programs()?));
@@ -239,6 +247,20 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The oracle of all trackers (crates/barchan), of the one that guest mode has.
+fn oracle() -> anyhow::Result<Vec<String>> {
+    const RUNTIME: &str = "/test/libbarchan_dune.so";
+    let runtime = cargo::shared_library("dune-preload", "barchan_dune")?;
+    let mut words = vec!["--file".to_owned(), format!("{}:{RUNTIME}", runtime.display())];
+    words.extend(["--env".to_owned(), format!("LD_PRELOAD={RUNTIME}")]);
+    for set in ["BARCHAN_ORACLE_ROUNDS=20", "BARCHAN_TEST_SOURCES=guest-pte"] {
+        words.extend(["--env".to_owned(), set.to_owned()]);
+    }
+    let test = ["-p", "barchan", "--test", "oracle", "--", "--nocapture", "--exact", "guest_pte"];
+    words.extend(test.map(str::to_owned));
+    Ok(words)
 }
 
 /// The test of unmodified programs: what to bring into the guest, and the script that runs them.
@@ -352,12 +374,38 @@ fn run_in_guest(args: &Args, series: Series, dir: &Path, boot: &Boot) -> anyhow:
     Ok(test.status().context("cannot start the guest")?.success())
 }
 
-/// Loading the module on a machine that has no VT-x: QEMU's, which has SVM.
-fn is_refused_without_vtx(series: Series, dir: &Path) -> anyhow::Result<bool> {
+/// A machine on which the module must not load.
+struct Refusal {
+    host: &'static str,
+    /// Arguments of guest-test.
+    more: &'static [&'static str],
+    test: &'static str,
+}
+
+/// QEMU's has SVM and no VT-x.
+const WITHOUT_VTX: Refusal = Refusal { host: "tcg", more: &[], test: "load_without_vtx" };
+
+/// As the kernel sees it when the firmware has locked it; and a Core 2.
+const OTHER_REFUSALS: &[Refusal] = &[
+    Refusal {
+        host: "bochs",
+        more: &["--append", "clearcpuid=vmx"],
+        test: "load_disabled_by_firmware",
+    },
+    Refusal {
+        host: "bochs",
+        more: &["--cpu-model", "core2_penryn_t9600"],
+        test: "load_without_ept",
+    },
+];
+
+fn is_refused(series: Series, dir: &Path, refusal: &Refusal) -> anyhow::Result<bool> {
     let module = format!("{}:/dune.ko", dir.join("dune.ko").display());
     let mut test = Command::new(MYSELF);
-    test.args(["guest-test", "--host", "tcg", "--cpus", "1", "--no-kvm", "--skip-setup"])
-        .args(["--kernel", &series.to_string(), "--file", &module, "--", &selftest(dir), "load_"])
+    test.args(["guest-test", "--host", refusal.host, "--cpus", "1", "--no-kvm", "--skip-setup"])
+        .args(["--kernel", &series.to_string(), "--file", &module])
+        .args(refusal.more)
+        .args(["--", &selftest(dir), refusal.test])
         .current_dir(cargo::root()?);
     Ok(test.status().context("cannot start the guest")?.success())
 }

@@ -15,6 +15,9 @@ use super::machine::{Machine, Run};
 const BIOS: &str = "/usr/share/bochs/BIOS-bochs-latest";
 const VGA_BIOS: &str = "/usr/share/vgabios/vgabios.bin";
 
+/// The newest of its processors that has all the tests need.
+const CPU_MODEL: &str = "corei7_skylake_x";
+
 /// Instructions in a simulated second: about what is interpreted in a real one.
 const INSTRUCTIONS_PER_SECOND: u32 = 50_000_000;
 
@@ -72,11 +75,12 @@ fn make_cd(machine: &Machine, run: &Run, cd: &std::path::Path) -> anyhow::Result
 
 fn bochsrc(machine: &Machine, run: &Run, cd: &std::path::Path) -> String {
     let (cpus, memory) = (machine.cpus, machine.memory_mib);
+    let model = machine.cpu_model.as_deref().unwrap_or(CPU_MODEL);
     // More than this it does not keep in memory; the rest, once touched, is in a file.
     let host = memory.min(2048);
     let mut text = format!(
         "display_library: term\n\
-         cpu: model=corei7_skylake_x, count={cpus}, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0\n\
+         cpu: model={model}, count={cpus}, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0\n\
          memory: guest={memory}, host={host}\n\
          romimage: file={BIOS}\n\
          vgaromimage: file={VGA_BIOS}\n\

@@ -17,6 +17,8 @@ const KEPT_RUNS: usize = 20;
 pub(crate) struct Machine {
     pub(crate) cpus: u32,
     pub(crate) memory_mib: u32,
+    /// Another than the emulator's own choice; only Bochs is told.
+    pub(crate) cpu_model: Option<String>,
     pub(crate) image: PathBuf,
     pub(crate) command_line: String,
 }
@@ -34,7 +36,7 @@ impl Machine {
         if !more.is_empty() {
             command_line = format!("{command_line} {more}");
         }
-        Self { cpus, memory_mib, image: kernel.image(), command_line }
+        Self { cpus, memory_mib, cpu_model: None, image: kernel.image(), command_line }
     }
 }
 

@@ -102,6 +102,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
     cpus: Option<u32>,
 
+    /// The processor that Bochs plays (bochs-bin --help cpu) [default: corei7_skylake_x]
+    #[arg(long, value_name = "MODEL")]
+    cpu_model: Option<String>,
+
     /// Memory of the emulated machine, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024,
           value_parser = clap::value_parser!(u32).range(128..=3072))]
@@ -300,7 +304,8 @@ fn emulated(
     let cpus = args.cpus.unwrap_or(if args.host == Host::Bochs { 1 } else { 2 });
     // In QEMU one more, which tests stay away from (`tcg`).
     let all = cpus + u32::from(payload.holder.is_some());
-    let machine = Machine::new(args.host, &kernel, all, args.memory, &args.append);
+    let mut machine = Machine::new(args.host, &kernel, all, args.memory, &args.append);
+    machine.cpu_model.clone_from(&args.cpu_model);
     let run = Run::create(&format!("{}-{}", args.host.name(), args.kernel))?;
     let nonce = nonce()?;
     let initramfs = payload.initramfs(&nonce, &run.dir)?;

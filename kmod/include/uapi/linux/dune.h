@@ -50,7 +50,7 @@ struct dune_info {
 /* DUNE_CREATE_VM */
 struct dune_vm_config {
 	__u64 features;		/* DUNE_FEATURE_* wanted; no other is used */
-	__u64 xcr0;		/* XCR0 of all vCPUs; 0: all that there is */
+	__u64 xcr0;		/* XCR0 of all vCPUs, x87 and SSE always; 0: all that there is */
 	__u64 reserved[6];
 };
 
