@@ -356,7 +356,7 @@ fn run_in_guest(args: &Args, series: Series, dir: &Path, boot: &Boot) -> anyhow:
     if series == Series::Debug {
         // All that watches this kernel makes it several times slower.
         limit_seconds = "7200";
-        test.args(["--env", "DUNETEST_SECONDS=400"]);
+        test.args(["--env", "DUNETEST_SECONDS=1500"]);
     }
     test.args(["--timeout", limit_seconds]);
     // Swap for the selftests.
