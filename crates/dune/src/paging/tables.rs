@@ -58,6 +58,11 @@ fn is_large(entry: u64) -> bool {
     entry & large == large
 }
 
+/// The entry of a large page.
+fn large(gpa: u64, flags: Flags) -> u64 {
+    gpa | (flags | Flags::HUGE_PAGE | Flags::DIRTY).bits() | WAS_LARGE
+}
+
 fn index(gva: u64, level: u32) -> usize {
     (gva >> (12 + 9 * level)) as usize % ENTRIES
 }
@@ -168,21 +173,15 @@ impl<M: TableMemory> Tables<M> {
     pub fn fill_large(&mut self, gva: u64, gpa: u64, flags: Flags) -> Result<(), FillError> {
         debug_assert!(gva % TABLE_SPAN == 0 && gpa % TABLE_SPAN == 0 && self.may_be_large(gva));
         let table = self.make_table(gva, 1)?;
-        let flags = flags | Flags::HUGE_PAGE | Flags::DIRTY;
-        table.0[index(gva, 1)].store(gpa | flags.bits() | WAS_LARGE, Ordering::Release);
+        table.0[index(gva, 1)].store(large(gpa, flags), Ordering::Release);
         Ok(())
     }
 
     /// The first address in `range` whose page is, or was, in a large page and has no table.
     #[must_use]
     pub fn first_large(&self, range: Range<u64>) -> Option<u64> {
-        let mut found = None;
-        self.for_each_link(range, |gva, entry| {
-            if entry.load(Ordering::Acquire) & WAS_LARGE != 0 {
-                found = found.or(Some(gva));
-            }
-        });
-        found
+        let is_left = |entry: &AtomicU64| entry.load(Ordering::Acquire) & WAS_LARGE != 0;
+        self.links(range).find(|(_, entry)| is_left(entry)).map(|(gva, _)| gva)
     }
 
     /// Makes a table for where a large page is or was, with the same pages, all dirty, or none; and returns the store
@@ -227,8 +226,7 @@ impl<M: TableMemory> Tables<M> {
             return None;
         }
         let entry = core::ptr::from_ref(self.link(gva)?);
-        let flags = flags | Flags::HUGE_PAGE | Flags::DIRTY;
-        Some(Link { entry, value: gpa | flags.bits() | WAS_LARGE })
+        Some(Link { entry, value: large(gpa, flags) })
     }
 
     /// The entry for the page at `gva`, if its table exists. It may be absent (zero).
@@ -274,11 +272,11 @@ impl<M: TableMemory> Tables<M> {
     /// Removes the leaf entries of `range`, and all of a large page that has a part in it. The caller sees to the
     /// TLBs.
     pub fn zap(&self, range: Range<u64>) {
-        self.for_each_link(range.clone(), |_, entry| {
+        for (_, entry) in self.links(range.clone()) {
             if is_large(entry.load(Ordering::Relaxed)) {
                 entry.store(WAS_LARGE, Ordering::Release);
             }
-        });
+        }
         self.for_each_table(range, |table, slots| {
             for entry in &table.0[slots] {
                 if entry.load(Ordering::Relaxed) != 0 {
@@ -305,21 +303,25 @@ impl<M: TableMemory> Tables<M> {
         });
     }
 
-    /// Calls `f` with each entry that may link a table of the lowest level, or map a large page, for a part of `range`,
-    /// and the first address of that part.
-    fn for_each_link(&self, range: Range<u64>, mut f: impl FnMut(u64, &AtomicU64)) {
+    /// Each entry that may link a table of the lowest level, or map a large page, for a part of `range`, and the first
+    /// address of that part.
+    fn links(&self, range: Range<u64>) -> impl Iterator<Item = (u64, &AtomicU64)> {
         let (mut gva, end) = (range.start, range.end.min(USER_END));
-        while gva < end {
-            let level = match self.find_table(gva, 1) {
-                Ok(table) => {
-                    f(gva, &table.0[index(gva, 1)]);
-                    1
+        core::iter::from_fn(move || {
+            while gva < end {
+                let at = gva;
+                let (level, entry) = match self.find_table(at, 1) {
+                    Ok(table) => (1, Some((at, &table.0[index(at, 1)]))),
+                    Err(level) => (level, None),
+                };
+                let span = PAGE << (9 * level);
+                gva = (at & !(span - 1)) + span;
+                if entry.is_some() {
+                    return entry;
                 }
-                Err(level) => level,
-            };
-            let span = PAGE << (9 * level);
-            gva = (gva & !(span - 1)) + span;
-        }
+            }
+            None
+        })
     }
 
     /// Calls `f` with each table of the lowest level that exists, and the slots of it in `range`.

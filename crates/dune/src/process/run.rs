@@ -372,12 +372,12 @@ impl Guest<'_> {
     /// What a system call returns: how many are large.
     pub(crate) fn populate(&mut self, range: Range<u64>, large: bool) -> i64 {
         let mut space = SPACE.lock();
-        let mut count = 0;
+        let (mut count, mut rest) = (0, range.clone());
         let done = loop {
             let next = if large {
                 space.populate_large(range.clone(), &mut count)
             } else {
-                space.link(range.clone())
+                space.link(&mut rest)
             };
             match next {
                 Ok(Some(link)) => self.store(link),

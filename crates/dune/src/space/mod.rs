@@ -231,10 +231,11 @@ impl Space {
     }
 
     /// What the guest must store before pages of `range` that are, or were, in a large page can have entries of their
-    /// own, one after the other until there is none.
-    pub(crate) fn link(&mut self, range: Range<u64>) -> Result<Option<Link>, HostError> {
+    /// own, one after the other until there is none; the range then begins with the one that it is about.
+    pub(crate) fn link(&mut self, range: &mut Range<u64>) -> Result<Option<Link>, HostError> {
         let tables = self.tables()?;
-        let Some(gva) = tables.first_large(range) else { return Ok(None) };
+        let Some(gva) = tables.first_large(range.clone()) else { return Ok(None) };
+        range.start = gva;
         match tables.prepare_link(gva).map_err(|_| NO_TABLE)? {
             Some(link) => self.ready(link).map(Some),
             None => Ok(None),
@@ -250,7 +251,11 @@ impl Space {
 
     /// As [`Self::link`], if `page` has no entry for want of it.
     fn link_of(&mut self, page: u64) -> Result<Option<Link>, HostError> {
-        if self.tables()?.may_be_large(page) { self.link(page..page + PAGE) } else { Ok(None) }
+        if self.tables()?.may_be_large(page) {
+            self.link(&mut (page..page + PAGE))
+        } else {
+            Ok(None)
+        }
     }
 
     /// Gives the pages of the table at `start`, private memory, one large entry; or tells by which store the guest does.
