@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, bail};
 
-use crate::guest::{Kernel, Series};
+use crate::guest::{Kernel, RUNTIME, Series, runtime_tests};
 use crate::{cargo, setup};
 
 /// What Bochs needs to be told: it claims bugs of a CPU, and has no means against them.
@@ -25,10 +25,6 @@ const WITH_XSAVE: &str = "clearcpuid=xsavec";
 
 /// This program, even if its file has been replaced since it started: a build while the tests run does that.
 const MYSELF: &str = "/proc/self/exe";
-
-/// Tests of the process runtime that run in guest mode.
-const DUNE_TESTS: &[&str] =
-    &["enter", "faults", "dirty", "signals", "memory", "tasks", "protection", "shootdown"];
 
 /// `cargo xtask kmod`
 #[derive(Debug, clap::Args)]
@@ -171,7 +167,7 @@ fn boots(args: &Args, series: Series, dir: &Path) -> anyhow::Result<Vec<Boot>> {
         boots.push(Boot { beside: Beside::IdleKvm, ..selftest("count_") });
     }
     if args.dune {
-        boots.push(package("dune", DUNE_TESTS));
+        boots.push(package("dune", &runtime_tests()));
         boots.push(boot(oracle()?));
     }
     if args.programs {
@@ -251,7 +247,6 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
 
 /// The oracle of all trackers (crates/barchan), of the one that guest mode has.
 fn oracle() -> anyhow::Result<Vec<String>> {
-    const RUNTIME: &str = "/test/libbarchan_dune.so";
     let runtime = cargo::shared_library("dune-preload", "barchan_dune")?;
     let mut words = vec!["--file".to_owned(), format!("{}:{RUNTIME}", runtime.display())];
     words.extend(["--env".to_owned(), format!("LD_PRELOAD={RUNTIME}")]);

@@ -38,6 +38,7 @@ use crate::{cargo, setup, step};
 pub(crate) use kernel::{Kernel, Series};
 use machine::{Machine, Run};
 use payload::{Payload, Test};
+pub(crate) use suite::{RUNTIME, runtime_tests};
 use verdict::{Case, End, Report};
 
 /// Where a test can run.

@@ -24,7 +24,7 @@ struct Entry {
 }
 
 /// Where the guest-mode runtime is in the guest.
-const RUNTIME: &str = "/test/libbarchan_dune.so";
+pub(crate) const RUNTIME: &str = "/test/libbarchan_dune.so";
 
 /// An integration test of `crates/dune`.
 const fn runtime(test: &'static str, wanted: fn(Host, Series) -> bool) -> Entry {
@@ -86,6 +86,11 @@ const SUITE: &[Entry] = &[
     runtime("signals", |host, _| host == Host::Tcg),
     runtime("tasks", |host, _| host == Host::Tcg),
 ];
+
+/// The names of the runtime's own tests, which run on every host that guest mode runs on.
+pub(crate) fn runtime_tests() -> Vec<&'static str> {
+    SUITE.iter().filter(|entry| entry.package == "dune").map(|entry| entry.test).collect()
+}
 
 /// The program of [`probe`].
 pub(crate) fn probe_program() -> anyhow::Result<PathBuf> {
