@@ -3,6 +3,7 @@
 # Builds the workloads and runs each at a small scale in every mode of the installed libgc (and of
 # every directory in GC_LIBRARY_PATHS, separated by colons): exit codes, the JSON, the same results
 # in all modes, the self-checks themselves (--spoil), bad arguments, the generator.
+# GC_CHECKED_PATH, if set, is the directory of a patched collector with its assertions, for `stress`.
 # Ends with "N passed, N failed"; exit code 1 if any failed.
 set -u
 cd "$(dirname "$0")" || exit 1
@@ -218,7 +219,7 @@ for library in "" "${stress_libraries[@]}"; do
         policies=(auto partial alternate)
     fi
     # the choices of the collector, off one by one, and all of them
-    every=serial-small,lopsided,share,slices,rate,retention,trial,young-runs,heat,lift,preclean,background
+    every=serial-small,lopsided,share,slices,rate,retention,trial,young-runs,heat,lift,preclean,background,walks
     for off in ${library:+$every ${every//,/ }}; do
         stress "without $off $library" 200 "LD_LIBRARY_PATH=$library" GC_MARKERS=2 \
             GC_ENABLE_INCREMENTAL=1 "GC_BARCHAN_OFF=$off"
@@ -237,6 +238,23 @@ for library in "" "${stress_libraries[@]}"; do
         done
     done
 done
+# with the collector's assertions, and slices so short that a small heap has some
+checked=${GC_CHECKED_PATH:-}
+if [ -n "$checked" ] && [ ! -e "$checked/libgc.so.1" ]; then
+    bad "stress: no collector in GC_CHECKED_PATH=$checked"
+elif [ -n "$checked" ]; then
+    for source in auto mprotect; do
+        for policy in auto partial alternate; do
+            for pause in 5000 100; do
+                stress "$source $policy $pause us, checked" "$pause" "LD_LIBRARY_PATH=$checked" \
+                    GC_MARKERS=2 GC_ENABLE_INCREMENTAL=1 "BARCHAN_TRACKER=$source" \
+                    "GC_BARCHAN_POLICY=$policy"
+            done
+        done
+    done
+else
+    echo "skipped: stress with the collector's assertions (GC_CHECKED_PATH is not set)"
+fi
 expect 1 "check failed: " stress --operations 500 --spoil
 
 # ---- the work does not depend on the number of threads

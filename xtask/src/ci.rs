@@ -87,6 +87,9 @@ fn steps() -> anyhow::Result<Vec<(&'static str, u64, Command)>> {
     let mut workloads = Command::new(root.join("workloads/test.sh"));
     let libraries = [Flavour::STOCK, Flavour::PATCHED].map(|flavour| layout.library_dir(flavour));
     workloads.env("GC_LIBRARY_PATHS", std::env::join_paths(libraries)?);
+    // The tests have built it.
+    let checked = Flavour::PATCHED.with_assertions(true);
+    workloads.env("GC_CHECKED_PATH", layout.library_dir(checked));
     // In emulation: the module is tested on every machine, and fetches what it needs itself.
     let mut module = Command::new(std::env::current_exe()?);
     module.arg("kmod");

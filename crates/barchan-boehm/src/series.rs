@@ -25,6 +25,7 @@ pub const CHOICES: &[&str] = &[
     "lift",
     "preclean",
     "background",
+    "walks",
 ];
 
 /// How exactly a patch must fit.

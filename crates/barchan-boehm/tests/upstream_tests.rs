@@ -1,5 +1,6 @@
 //! bdwgc's own test programs, against the stock and the patched collector, in every mode and
-//! under every tracker that this machine has.
+//! under every tracker that this machine has; where most is done in slices also with the
+//! collector's own assertions (with which the slices are so short that small heaps have some).
 //!
 //! Every program runs in a process group of its own and is killed, and counts as failed, when it
 //! takes too long. What fails under the patched collector is excused only if the stock collector
@@ -247,7 +248,13 @@ fn run_all(jobs: &[Job<'_>]) -> Vec<Outcome> {
     outcomes.into_iter().map(|outcome| outcome.expect("every job was run")).collect()
 }
 
-fn plan<'a>(stock: &'a Collector, patched: &'a Collector, trackers: &[Source]) -> Vec<Job<'a>> {
+/// What is run: `checked` is the patched collector with its own assertions.
+fn plan<'a>(
+    stock: &'a Collector,
+    patched: &'a Collector,
+    checked: &'a Collector,
+    trackers: &[Source],
+) -> Vec<Job<'a>> {
     let mut jobs = Vec::new();
     let of_stock = programs(stock);
     assert!(of_stock.len() >= 20, "upstream's tests are missing: {of_stock:?}");
@@ -263,13 +270,13 @@ fn plan<'a>(stock: &'a Collector, patched: &'a Collector, trackers: &[Source]) -
             jobs.push(Job { program: program.clone(), mode, collector: patched, tracker: None });
         }
     }
-    for mode in [Mode::Alternating, Mode::AlternatingIncremental] {
+    for mode in [Mode::Incremental, Mode::Alternating, Mode::AlternatingIncremental] {
         for program in &of_patched {
             if !LONG_AND_ALIKE.contains(&program.as_str()) {
                 jobs.push(Job {
                     program: program.clone(),
                     mode,
-                    collector: patched,
+                    collector: checked,
                     tracker: None,
                 });
             }
@@ -339,8 +346,9 @@ fn thread_sanitizer_finds_nothing_to_report() {
 #[test]
 fn upstreams_tests_pass_wherever_they_do_with_stock() {
     let (stock, patched) = (built(Flavour::STOCK), built(Flavour::PATCHED));
+    let checked = built(Flavour::PATCHED.with_assertions(true));
     let trackers = trackers();
-    let jobs = plan(&stock, &patched, &trackers);
+    let jobs = plan(&stock, &patched, &checked, &trackers);
     let outcomes = run_all(&jobs);
 
     let failed_in_stock = |wanted: &Job<'_>| {
