@@ -19,6 +19,7 @@
 //! | [`harvest`] | reading and clearing D bits |
 //! | [`inside`] | entries, dirty bits and the TLB, for code in guest mode |
 //! | [`faults`] | page faults that the program handles itself |
+//! | [`address_space`] | private address spaces, and switching between them |
 //! | `protection` | tracking writes by protection and such faults |
 //! | [`shootdown`] | flushing translations on all vCPUs |
 //! | [`dirty_bits`] | the same dirty bits, for other libraries of the process |
@@ -30,6 +31,7 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("guest mode is for x86-64 Linux");
 
+pub mod address_space;
 pub mod dirty_bits;
 pub mod effects;
 pub mod faults;

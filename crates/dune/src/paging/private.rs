@@ -1,0 +1,219 @@
+//! Private address spaces: a top table of their own over the tables of the main space.
+//!
+//! An entry of an upper level of a private space does one of three things:
+//!
+//! - if all that it covers has one and the same limit, it links the *main* table of the next level, without the right
+//!   to write or to execute if the limit says so (the processor takes what all levels allow: SDM 3A §4.6.1). What
+//!   appears below later, or changes, changes for both spaces, dirty bits included;
+//! - if all that it covers is hidden, it is absent, for ever;
+//! - else it links a table of the space's own, marked [`OWN`], down to a table of leaf entries of its own.
+//!
+//! It is made when it is wanted ([`Tables::reach`]), never replaced, and right as long as the limits are: the main space
+//! never unlinks a table. The one exception in the main space is a table whose place a large page takes. That table is
+//! empty, and comes back; until then a private space that has linked it has nothing there ([`Reach::Large`]).
+//!
+//! Leaf entries of a space's own are copies: they must go when the main ones go, or lose a right
+//! ([`Tables::for_each_own_leaf`]), and **have dirty bits of their own**, that whoever collects those of the main
+//! space has to collect too.
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+
+use super::limits::{Limit, Limits};
+use super::tables::{LINK, index, is_large};
+use super::{
+    ADDRESS_MASK, ENTRIES, FLUSHED, FillError, Flags, HELD, OWN, PAGE, Rights, TableMemory, Tables,
+    USER_END, WAS_LARGE,
+};
+
+const PRESENT: u64 = Flags::PRESENT.bits();
+const WRITABLE: u64 = Flags::WRITABLE.bits();
+const NO_EXECUTE: u64 = Flags::NO_EXECUTE.bits();
+const USED: u64 = Flags::ACCESSED.bits() | Flags::DIRTY.bits();
+
+/// Where the walk for an address ends in a private space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// In tables of the main space.
+    Main,
+    /// In a table of leaf entries of its own, which may have none yet for the page.
+    Own(u64),
+    /// In a main table in whose place the main space has a large page at the moment: it must come back first.
+    Large,
+    /// Nowhere: it is hidden.
+    Hidden,
+}
+
+/// What an entry keeps of `value` within `rights`.
+fn limited(value: u64, rights: Rights) -> u64 {
+    let mut value = value;
+    if !rights.write {
+        value &= !WRITABLE;
+    }
+    if !rights.execute {
+        value |= NO_EXECUTE;
+    }
+    value
+}
+
+impl<M: TableMemory> Tables<M> {
+    /// A top table without entries, and where it is.
+    ///
+    /// # Errors
+    /// [`FillError::Memory`]
+    pub fn new_root(&mut self) -> Result<u64, FillError> {
+        self.memory.alloc(1).ok_or(FillError::Memory)
+    }
+
+    /// The leaf entry of the main space for `gva`, or what it would be if it were not in a large page; 0: none.
+    #[must_use]
+    pub fn leaf(&self, gva: u64) -> u64 {
+        match self.find(gva, 0) {
+            Ok(table) => self.table(table).0[index(gva, 0)].load(Ordering::Acquire),
+            Err(1) => {
+                let Ok(links) = self.find(gva, 1) else { return 0 };
+                let entry = self.table(links).0[index(gva, 1)].load(Ordering::Acquire);
+                let page = index(gva, 0) as u64 * PAGE;
+                let flags = !(Flags::HUGE_PAGE.bits() | WAS_LARGE);
+                if is_large(entry) { (entry & flags) + page } else { 0 }
+            }
+            Err(_) => 0,
+        }
+    }
+
+    /// Makes the path to `gva` in the private space under `root`, as far as it is the space's own.
+    ///
+    /// # Errors
+    /// [`FillError::Memory`]
+    pub fn reach(&mut self, root: u64, gva: u64, limits: &Limits) -> Result<Reach, FillError> {
+        let mut gpa = root;
+        for level in (1..4).rev() {
+            let slot = index(gva, level);
+            let entry = self.table(gpa).0[slot].load(Ordering::Acquire);
+            if entry & (PRESENT | OWN) == PRESENT | OWN {
+                gpa = entry & ADDRESS_MASK;
+                continue;
+            }
+            if entry & PRESENT != 0 {
+                let large = level == 1 && self.is_large(gva);
+                return Ok(if large { Reach::Large } else { Reach::Main });
+            }
+            let span = PAGE << (9 * level);
+            let start = gva & !(span - 1);
+            let main = match limits.over(start..start + span) {
+                Some(None) => return Ok(Reach::Hidden),
+                Some(Some(rights)) => {
+                    let table = self.find(gva, level - 1).ok();
+                    table.map(|table| limited(table | LINK.bits(), rights))
+                }
+                None => None,
+            };
+            if let Some(link) = main {
+                self.table(gpa).0[slot].store(link, Ordering::Release);
+                return Ok(Reach::Main);
+            }
+            let new = self.memory.alloc(1).ok_or(FillError::Memory)?;
+            self.table(gpa).0[slot].store(new | LINK.bits() | OWN, Ordering::Release);
+            gpa = new;
+        }
+        Ok(Reach::Own(gpa))
+    }
+
+    /// Copies the main space's entries for `range`, which one table has, to the space's own `table`, within the
+    /// limits. A copy that was there with the same rights keeps its bits; a new one that can be written to is dirty.
+    /// What the main space has not is left alone.
+    pub fn copy_leaves(&self, table: u64, range: Range<u64>, limits: &Limits) {
+        let wanted = |gva: u64| {
+            let main = self.leaf(gva);
+            match limits.at(gva) {
+                Some(rights) if main & PRESENT != 0 => {
+                    let held = main & HELD != 0;
+                    let rights = Rights { write: rights.write && !held, ..rights };
+                    let new = limited(main & !(HELD | FLUSHED | USED), rights);
+                    Some(new | if new & WRITABLE != 0 { USED } else { Flags::ACCESSED.bits() })
+                }
+                _ => None,
+            }
+        };
+        for gva in (range.start..range.end).step_by(PAGE as usize) {
+            let Some(new) = wanted(gva) else { continue };
+            let entry = &self.table(table).0[index(gva, 0)];
+            if (entry.load(Ordering::Relaxed) ^ new) & !USED == 0 {
+                continue;
+            }
+            entry.store(new, Ordering::Release);
+            // Whoever takes rights from main entries without a lock looks for copies afterwards.
+            fence(Ordering::SeqCst);
+            if wanted(gva).is_none_or(|now| (now ^ new) & !USED != 0) {
+                entry.store(0, Ordering::Release);
+            }
+        }
+    }
+
+    /// Calls `f` with the leaf entries for `range` that are the own ones of the space under `root`, and the address of
+    /// the first page of each part.
+    pub fn for_each_own_leaf(
+        &self,
+        root: u64,
+        range: Range<u64>,
+        mut f: impl FnMut(u64, &[AtomicU64]),
+    ) {
+        let (mut gva, end) = (range.start & !(PAGE - 1), range.end.min(USER_END));
+        while gva < end {
+            let (mut gpa, mut level) = (root, 3);
+            let leaf = loop {
+                let entry = self.table(gpa).0[index(gva, level)].load(Ordering::Acquire);
+                if entry & (PRESENT | OWN) != PRESENT | OWN {
+                    break None;
+                }
+                gpa = entry & ADDRESS_MASK;
+                if level == 1 {
+                    break Some(gpa);
+                }
+                level -= 1;
+            };
+            if let Some(table) = leaf {
+                let first = index(gva, 0);
+                let slots = (ENTRIES - first).min((end - gva).div_ceil(PAGE) as usize);
+                f(gva, &self.table(table).0[first..first + slots]);
+            }
+            let span = PAGE << (9 * level);
+            gva = (gva & !(span - 1)) + span;
+        }
+    }
+
+    /// The first of the space's own tables that `table`, one of level `level`, links from slot `slot` on; and the slot
+    /// behind it.
+    #[must_use]
+    pub fn own_link(&self, table: u64, level: u32, slot: usize) -> Option<(u64, usize)> {
+        let entries = if level == 0 { &[] } else { &self.table(table).0[slot..] };
+        entries.iter().enumerate().find_map(|(index, entry)| {
+            let entry = entry.load(Ordering::Relaxed);
+            let own = entry & (PRESENT | OWN) == PRESENT | OWN;
+            own.then_some((entry & ADDRESS_MASK, slot + index + 1))
+        })
+    }
+
+    /// Makes the main table of the lowest level for `gva`, if there is none.
+    ///
+    /// # Errors
+    /// [`FillError`]
+    pub fn ensure_table(&mut self, gva: u64) -> Result<(), FillError> {
+        self.make_table(gva, 0).map(drop)
+    }
+
+    /// Whether the main space lets `gva` be used so, without a fault.
+    #[must_use]
+    pub fn allows(&self, gva: u64, write: bool, execute: bool) -> bool {
+        let entry = self.leaf(gva);
+        entry & PRESENT != 0
+            && (!write || entry & WRITABLE != 0)
+            && (!execute || entry & NO_EXECUTE == 0)
+    }
+}
+
+/// Whether a limit lets a page be used so.
+#[must_use]
+pub fn permits(limit: Limit, write: bool, execute: bool) -> bool {
+    limit.is_some_and(|rights| (!write || rights.write) && (!execute || rights.execute))
+}
