@@ -14,8 +14,8 @@
 //!
 //! The main tables never are. Those of a space are, once nobody is in it:
 //!
-//! 1. the space's top table is forgotten: no walk begins there any more;
-//! 2. what is dirty in them is made so in the main tables;
+//! 1. what is dirty in them is made so in the main tables;
+//! 2. the space's top table is forgotten: no walk begins there any more;
 //! 3. the *guest* makes them zero, table by table: a host that shadows tables notices nothing else, and would
 //!    use its shadow of a table's earlier life;
 //! 4. whoever looks at own leaves without the lock counts in [`LOOKING`]; while it is not zero, tables that were given
@@ -303,7 +303,7 @@ impl Space {
         record.root.store(root, Ordering::SeqCst);
         // What the CPU itself needs, and what its stubs store to, is there from the start.
         let linked = self.link_arena(id, root);
-        linked.map_err(|_| Refusal::Memory)?;
+        linked.and_then(|()| self.fill_private(id, root)).map_err(|_| Refusal::Memory)?;
         Ok(root)
     }
 
@@ -332,6 +332,36 @@ impl Space {
         for gva in (start..end).step_by(TABLE_SPAN as usize) {
             self.tables.as_mut().ok_or(FillError::Memory)?.ensure_table(gva)?;
             self.reach(id, root, gva)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Space::fill_eagerly`], with what the main space has already. Not only to save faults: a handler of protected
+    /// pages is called at ring 3, and must not fault before it has kept the state of the fault that it is called for.
+    fn fill_private(&mut self, id: u32, root: u64) -> Result<(), FillError> {
+        let record = record(id).ok_or(FillError::Memory)?;
+        let mut address = 0;
+        while let Some(vma) = self.vmas.from(address) {
+            address = vma.end;
+            if vma.end > USER_END || arena::contains(vma.start as usize) {
+                continue;
+            }
+            let end = vma.end.min(vma.start + super::EAGER_BYTES);
+            let mut start = vma.start;
+            while start < end {
+                let stop = ((start & !(TABLE_SPAN - 1)) + TABLE_SPAN).min(end);
+                let present = |tables: &Tables<_>| tables.leaf(start) & Flags::PRESENT.bits() != 0;
+                if self.tables.as_ref().is_some_and(present) {
+                    if let Reach::Own(table) = self.reach(id, root, start)? {
+                        // SAFETY: the lock is held, of which `self` is the proof.
+                        let limits = unsafe { &*record.limits.get() };
+                        if let Some(tables) = &self.tables {
+                            tables.copy_leaves(table, start..stop, limits);
+                        }
+                    }
+                }
+                start = stop;
+            }
         }
         Ok(())
     }
@@ -400,7 +430,7 @@ impl Space {
     /// the main tables. The top one; the guest makes them zero ([`Self::own_table`]), and they are given back.
     pub(crate) fn drain(&mut self, id: u32) -> Option<u64> {
         let record = record(id)?;
-        let root = record.root.swap(0, Ordering::SeqCst);
+        let root = record.root.load(Ordering::Relaxed);
         let tables = self.tables.as_ref().filter(|_| root != 0)?;
         tables.for_each_own_leaf(root, 0..USER_END, |gva, entries| {
             for (index, entry) in entries.iter().enumerate() {
@@ -411,7 +441,8 @@ impl Space {
                 }
             }
         });
-        fence(Ordering::SeqCst);
+        // Last: whoever no longer finds the table finds the main entries dirty.
+        record.root.store(0, Ordering::SeqCst);
         Some(root)
     }
 

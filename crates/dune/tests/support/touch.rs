@@ -1,4 +1,5 @@
 //! Loads and stores that may fault: a handler of SIGSEGV and SIGBUS makes them fail instead.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::ptr::null_mut;
 use std::sync::atomic::AtomicU64;
