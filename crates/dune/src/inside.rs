@@ -19,7 +19,8 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use crate::calls::{CALL_HANDLE_FAULTS, CALL_INSIDE, CALL_POPULATE, CALL_SPACE, written};
 use crate::faults::{self, FaultHandler};
 use crate::harvest;
-use crate::paging::{ENTRIES, FLUSHED, Flags, HELD, PAGE, TABLE_SPAN, USER_END};
+use crate::paging::private::is_unclean;
+use crate::paging::{self, ENTRIES, FLUSHED, Flags, HELD, PAGE, TABLE_SPAN, USER_END};
 use crate::process::switch::request;
 use crate::process::{run, thread};
 use crate::shootdown::{FlushLocal, Scope};
@@ -193,13 +194,9 @@ impl Inside {
         split(range);
         let clearing = Clearing::begin();
         self.add_under_way(range, bits);
-        let mut cleared = 0;
         // Copies first: what goes meanwhile is dirty in the main tables by then.
-        private::for_each_own_leaf(range, |first, entries| {
-            let mut found = [0; ENTRIES / 64];
-            cleared += harvest::harvest(entries, &mut found).cleared;
-            or_into(bits, first, &found, entries.len());
-        });
+        let mut cleared =
+            private::collect(range, |_| true, |page| bits[page / 64] |= 1 << (page % 64));
         for_each_table(range, |first, entries, count| {
             let mut found = [0; ENTRIES / 64];
             match entries {
@@ -234,21 +231,17 @@ impl Inside {
     pub(crate) fn clear_noted(self, range: &Range<usize>, among: Option<&[u64]>) -> FlushOwed {
         split(range);
         let clearing = Clearing::begin();
-        let mut cleared = 0;
-        let mut clear = |first: usize, entries: &[AtomicU64]| {
+        let wanted = |page: usize| among.is_none_or(|bits| bits[page / 64] >> (page % 64) & 1 != 0);
+        let mut cleared = private::collect(range, wanted, |_| ());
+        for_each_table(range, |first, entries, count| {
+            let Some(entries) = entries else { return };
             let mut wanted = [!0; ENTRIES / 64];
             if let Some(among) = among {
                 wanted = [0; ENTRIES / 64];
-                copy_bits(&mut wanted, among, first, entries.len());
+                copy_bits(&mut wanted, among, first, count);
             }
             let mut found = [0; ENTRIES / 64];
             cleared += harvest::harvest_among(entries, &wanted, &mut found).cleared;
-        };
-        private::for_each_own_leaf(range, &mut clear);
-        for_each_table(range, |first, entries, _| {
-            if let Some(entries) = entries {
-                clear(first, entries);
-            }
         });
         FlushOwed { inside: self, cleared, clearing }
     }
@@ -274,11 +267,7 @@ impl Inside {
         if bits.len() * 64 < pages {
             return Err(RangeError::Bitmap);
         }
-        private::for_each_own_leaf(&range, |first, entries| {
-            let mut found = [0; ENTRIES / 64];
-            harvest::peek(entries, &mut found);
-            or_into(bits, first, &found, entries.len());
-        });
+        private::peek(&range, |page| bits[page / 64] |= 1 << (page % 64));
         for_each_table(&range, |first, entries, count| {
             let mut found = [0; ENTRIES / 64];
             match entries {
@@ -542,12 +531,10 @@ impl Entry {
     /// Whether it is absent, or it or its copy in a private space is dirty.
     #[must_use]
     pub fn is_dirty(self) -> bool {
-        let mut copies = 0;
-        self.for_each_copy(|copy| copies |= copy.load(Ordering::Relaxed));
-        let dirty = Flags::PRESENT | Flags::DIRTY;
-        Flags::from_bits_truncate(copies).contains(dirty)
-            || !self.flags().contains(Flags::PRESENT)
-            || self.flags().contains(Flags::DIRTY)
+        let mut dirty =
+            !self.flags().contains(Flags::PRESENT) || self.flags().contains(Flags::DIRTY);
+        self.for_each_copy(|copy| dirty |= is_unclean(copy.load(Ordering::Relaxed)));
+        dirty
     }
 
     /// Calls `f` with the entries for the page that private spaces have of their own.
@@ -570,12 +557,16 @@ impl Entry {
     fn clear(self, flag: Flags) -> FlushOwed {
         let clearing = Clearing::begin();
         let mut cleared = 0;
-        let mut clear = |entry: &AtomicU64| {
-            let before = entry.fetch_and(!flag.bits(), Ordering::AcqRel);
-            cleared += usize::from(before & flag.bits() != 0);
-        };
-        self.for_each_copy(&mut clear);
-        clear(self.entry);
+        self.for_each_copy(|copy| {
+            if flag == Flags::DIRTY {
+                cleared += usize::from(paging::private::collect(copy));
+            } else {
+                cleared +=
+                    usize::from(copy.fetch_and(!flag.bits(), Ordering::AcqRel) & flag.bits() != 0);
+            }
+        });
+        let before = self.entry.fetch_and(!flag.bits(), Ordering::AcqRel);
+        cleared += usize::from(before & flag.bits() != 0);
         FlushOwed { inside: self.inside, cleared, clearing }
     }
 }

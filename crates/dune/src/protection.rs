@@ -145,11 +145,7 @@ pub(crate) fn clear(inside: Inside, range: &Range<usize>, among: Option<&[u64]>,
 
 /// Sets a bit of `bits` for each page of `range` that is dirty; changes nothing.
 pub(crate) fn peek(inside: Inside, range: &Range<usize>, bits: &mut [u64]) {
-    private::for_each_own_leaf(range, |first, entries| {
-        let mut found = [0; ENTRIES / CHUNK];
-        crate::harvest::peek(entries, &mut found);
-        inside::or_into(bits, first, &found, entries.len());
-    });
+    private::peek(range, |page| bits[page / CHUNK] |= 1 << (page % CHUNK));
     inside::for_each_table(range, |first, entries, count| {
         let mut found = [0; ENTRIES / CHUNK];
         match entries {

@@ -280,6 +280,48 @@ fn what_is_written_in_any_space_is_dirty_once_and_nothing_else_is() {
     });
 }
 
+/// A call that fails, or changes other pages, takes entries away all the same, and a processor or a host that shadows
+/// tables may go on with what it has of them: what is written through that is not missed.
+#[test]
+fn what_is_written_through_an_entry_that_was_taken_in_vain_is_dirty() {
+    passes_inside(|inside| {
+        let start = map_aligned(4 * BLOCK_PAGES, BLOCK);
+        let (hand, thread) = Hand::new(pages(start, 1, 1));
+        for round in 0..20 {
+            for at in [start + 8 * PAGE, start + 2 * BLOCK + 8 * PAGE] {
+                let page = at..at + PAGE;
+                assert_eq!(hand.store(at), Ok(()));
+                // SAFETY: no such rights: nothing changes. Or the last page's do.
+                unsafe {
+                    if round % 2 == 0 {
+                        assert_eq!(libc::mprotect(at as *mut _, PAGE, 0x400), -1);
+                    } else {
+                        let (last, grows) =
+                            (start + 4 * BLOCK - PAGE, READ_WRITE | libc::PROT_GROWSDOWN);
+                        libc::mprotect(last as *mut _, PAGE, grows);
+                    }
+                }
+                inside.populate(page.clone()).expect("memory");
+                if round % 3 == 0 {
+                    assert!(inside.entry(at).expect("an entry").is_dirty());
+                    inside.clear(page.clone(), None).expect("a range").flush_everywhere();
+                } else {
+                    assert_eq!(collect(inside, page.clone()).len(), 1);
+                }
+                assert_eq!(collect(inside, page.clone()).len(), 0, "round {round}");
+                assert_eq!(hand.store(at), Ok(()));
+                // The copy that is made for it, if it is, is dirty; if it was not, the translation was flushed.
+                assert_eq!(collect(inside, page.clone()).len(), 1, "round {round}");
+                assert_eq!(collect(inside, page.clone()).len(), 0, "round {round}");
+                assert_eq!(hand.store(at), Ok(()));
+                assert_eq!(collect(inside, page).len(), 1, "round {round}");
+            }
+        }
+        hand.stop.store(true, Ordering::Relaxed);
+        thread.join().expect("it ends");
+    });
+}
+
 /// What was written in a space that is gone by the time somebody asks, or that has new limits, is dirty.
 #[test]
 fn what_was_written_in_a_space_that_is_gone_is_dirty() {

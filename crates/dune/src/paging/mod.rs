@@ -32,6 +32,9 @@ pub const FLUSHED: u64 = 1 << 10;
 pub const WAS_LARGE: u64 = 1 << 9;
 /// Software bit 10 of an entry of an upper level: the table that it links is a private space's own ([`private`]).
 pub const OWN: u64 = 1 << 10;
+/// Software bit 11 of a leaf entry of a private space's own that is absent: one was there that could be written to, and a
+/// TLB, or a host that shadows tables, may have it still ([`private::collect`]).
+pub const GONE: u64 = 1 << 11;
 /// Entries of a table.
 pub const ENTRIES: usize = 512;
 /// Bytes that one entry of the lowest level maps.

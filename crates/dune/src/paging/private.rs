@@ -12,9 +12,10 @@
 //! never unlinks a table. The one exception in the main space is a table whose place a large page takes. That table is
 //! empty, and comes back; until then a private space that has linked it has nothing there ([`Reach::Large`]).
 //!
-//! Leaf entries of a space's own are copies: they must go when the main ones go, or lose a right
-//! ([`Tables::for_each_own_leaf`]), and **have dirty bits of their own**, that whoever collects those of the main
-//! space has to collect too.
+//! Leaf entries of a space's own are copies: they must go when the main ones go, or lose a right ([`remove`]), and **have
+//! dirty bits of their own**, that whoever collects those of the main space has to collect too ([`collect`]). An absent
+//! main entry counts as dirty, whatever a TLB still has. An absent copy cannot: most are, and for good. So one that
+//! could be written to leaves a mark ([`GONE`]), and its page is dirty until that has been collected, and flushed.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
@@ -22,8 +23,8 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 use super::limits::{Limit, Limits};
 use super::tables::{LINK, index, is_large};
 use super::{
-    ADDRESS_MASK, ENTRIES, FLUSHED, FillError, Flags, HELD, OWN, PAGE, Rights, TableMemory, Tables,
-    USER_END, WAS_LARGE,
+    ADDRESS_MASK, ENTRIES, FLUSHED, FillError, Flags, GONE, HELD, OWN, PAGE, Rights, TableMemory,
+    Tables, USER_END, WAS_LARGE,
 };
 
 const PRESENT: u64 = Flags::PRESENT.bits();
@@ -138,14 +139,17 @@ impl<M: TableMemory> Tables<M> {
         for gva in (range.start..range.end).step_by(PAGE as usize) {
             let Some(new) = wanted(gva) else { continue };
             let entry = &self.table(table).0[index(gva, 0)];
-            if (entry.load(Ordering::Relaxed) ^ new) & !USED == 0 {
+            let old = entry.load(Ordering::Relaxed);
+            if (old ^ new) & !USED == 0 {
                 continue;
             }
-            entry.store(new, Ordering::Release);
+            // What may still be written through the earlier one is not known.
+            let kept = if is_unclean(old) { USED } else { 0 };
+            entry.store(new | kept, Ordering::Release);
             // Whoever takes rights from main entries without a lock looks for copies afterwards.
             fence(Ordering::SeqCst);
             if wanted(gva).is_none_or(|now| (now ^ new) & !USED != 0) {
-                entry.store(0, Ordering::Release);
+                remove(entry);
             }
         }
     }
@@ -210,6 +214,35 @@ impl<M: TableMemory> Tables<M> {
             && (!write || entry & WRITABLE != 0)
             && (!execute || entry & NO_EXECUTE == 0)
     }
+}
+
+/// Whether what was written through a leaf entry of a space's own, or may still be, has not been collected.
+#[must_use]
+pub fn is_unclean(entry: u64) -> bool {
+    let written = PRESENT | Flags::DIRTY.bits();
+    entry & written == written || entry & (PRESENT | GONE) == GONE
+}
+
+/// Removes a leaf entry of a space's own. The caller sees to the TLBs.
+pub fn remove(entry: &AtomicU64) {
+    let value = entry.load(Ordering::Relaxed);
+    if value & PRESENT != 0 {
+        entry.store(if value & WRITABLE != 0 { GONE } else { 0 }, Ordering::Release);
+    }
+}
+
+/// Makes a leaf entry of a space's own clean, if it is not; whether it was not. The flush is owed. Only by the guest: a
+/// host that shadows tables notices nothing else.
+pub fn collect(entry: &AtomicU64) -> bool {
+    let clean = |value| {
+        is_unclean(value).then_some(if value & PRESENT != 0 {
+            value & !Flags::DIRTY.bits()
+        } else {
+            0
+        })
+    };
+    is_unclean(entry.load(Ordering::Relaxed))
+        && entry.fetch_update(Ordering::AcqRel, Ordering::Relaxed, clean).is_ok()
 }
 
 /// Whether a limit lets a page be used so.

@@ -163,8 +163,8 @@ extern "C" fn child(thread: &'static Thread) -> ! {
 /// Ends the calling thread; its slot is free the moment it no longer needs it.
 pub(crate) fn exit(guest: &mut Guest<'_>, status: u64) -> ! {
     let thread = guest.thread;
-    guest.leave_all(thread);
     sys::set_mask(!0);
+    guest.leave_all(thread);
     // No signal can come any more, and no lock of the space is held.
     drop(SPACE.lock());
     // SAFETY: nothing of this thread is used again.

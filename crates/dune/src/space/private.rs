@@ -28,7 +28,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use super::{Fault, SEGV_ACCERR, SEGV_MAPERR, Space, arena};
 use crate::host::HostError;
 use crate::paging::limits::{Limit, Limits};
-use crate::paging::private::{Reach, permits};
+use crate::paging::private::{self as own, Reach, is_unclean, permits, remove};
 use crate::paging::{
     FillError, Flags, PAGE, Rights, TABLE_SPAN, TableMemory as _, Tables, USER_END,
 };
@@ -172,6 +172,37 @@ pub(crate) fn for_each_own_leaf(range: &Range<usize>, mut f: impl FnMut(usize, &
     }
 }
 
+/// Makes the own entries for `range` clean, for code in guest mode: calls `f` with the number in `range` of each page that
+/// was dirty and that `among` wants. How many entries there were; their flush is owed.
+pub(crate) fn collect(
+    range: &Range<usize>,
+    among: impl Fn(usize) -> bool,
+    mut f: impl FnMut(usize),
+) -> usize {
+    let mut count = 0;
+    for_each_own_leaf(range, |first, entries| {
+        for (index, entry) in entries.iter().enumerate() {
+            if is_unclean(entry.load(Ordering::Relaxed)) && among(first + index) {
+                // Whatever becomes of it meanwhile, it was dirty.
+                f(first + index);
+                count += usize::from(own::collect(entry));
+            }
+        }
+    });
+    count
+}
+
+/// Calls `f` with the number in `range` of each page of which some space's own entry is dirty.
+pub(crate) fn peek(range: &Range<usize>, mut f: impl FnMut(usize)) {
+    for_each_own_leaf(range, |first, entries| {
+        for (index, entry) in entries.iter().enumerate() {
+            if is_unclean(entry.load(Ordering::Relaxed)) {
+                f(first + index);
+            }
+        }
+    });
+}
+
 /// Takes the own entries for `range` that can be written to from all private spaces, for code in guest mode: the next use
 /// faults. Their pages are made dirty in the main tables first. How many there were; their flush is owed.
 pub(crate) fn withdraw(range: &Range<usize>) -> usize {
@@ -180,7 +211,8 @@ pub(crate) fn withdraw(range: &Range<usize>) -> usize {
     for_each_own_leaf(range, |first, entries| {
         for (index, entry) in entries.iter().enumerate() {
             let page = range.start as u64 + (first + index) as u64 * PAGE;
-            if entry.load(Ordering::Relaxed) & Flags::WRITABLE.bits() != 0 {
+            let value = entry.load(Ordering::Relaxed);
+            if value & Flags::WRITABLE.bits() != 0 || is_unclean(value) {
                 if let Some(tables) = &tables {
                     tables.mark_dirty(page..page + PAGE);
                 }
@@ -196,7 +228,7 @@ pub(crate) fn withdraw(range: &Range<usize>) -> usize {
 pub(super) fn zap(tables: &Tables<super::ArenaTables>, range: Range<u64>) {
     for root in roots() {
         tables.for_each_own_leaf(root, range.clone(), |_, entries| {
-            entries.iter().for_each(|entry| entry.store(0, Ordering::Release));
+            entries.iter().for_each(remove);
         });
     }
 }
@@ -434,8 +466,7 @@ impl Space {
         let tables = self.tables.as_ref().filter(|_| root != 0)?;
         tables.for_each_own_leaf(root, 0..USER_END, |gva, entries| {
             for (index, entry) in entries.iter().enumerate() {
-                let written = Flags::PRESENT | Flags::DIRTY;
-                if Flags::from_bits_truncate(entry.load(Ordering::Relaxed)).contains(written) {
+                if is_unclean(entry.load(Ordering::Relaxed)) {
                     let page = gva + index as u64 * PAGE;
                     tables.mark_dirty(page..page + PAGE);
                 }
