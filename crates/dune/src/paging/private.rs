@@ -250,3 +250,210 @@ pub fn collect(entry: &AtomicU64) -> bool {
 pub fn permits(limit: Limit, write: bool, execute: bool) -> bool {
     limit.is_some_and(|rights| (!write || rights.write) && (!execute || rights.execute))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::limits::UNLIMITED;
+    use super::super::tables::tests::Heap;
+    use super::*;
+    use crate::paging::TABLE_SPAN;
+
+    const READ: Limit = Some(Rights { write: false, execute: true });
+    const ALL: Rights = Rights { write: true, execute: true };
+    const BASE: u64 = 0x7f00_0000_0000;
+    const DIRTY: u64 = Flags::DIRTY.bits();
+
+    fn main_space(pages: u64) -> Tables<Heap> {
+        let mut tables = Tables::new(Heap::default()).expect("memory");
+        for start in (BASE..BASE + pages * PAGE).step_by(TABLE_SPAN as usize) {
+            let end = (start + TABLE_SPAN).min(BASE + pages * PAGE);
+            tables.fill(start..end, start - BASE + 0x1_0000_0000, ALL.flags()).expect("memory");
+        }
+        tables
+    }
+
+    /// What the processor finds for `gva` under `root`: the leaf entry, with what all levels allow.
+    fn walk(tables: &Tables<Heap>, root: u64, gva: u64) -> u64 {
+        let (mut table, mut allowed) = (root, WRITABLE);
+        for level in (0..4).rev() {
+            let entry = tables.table(table).0[index(gva, level)].load(Ordering::Relaxed);
+            if entry & PRESENT == 0 {
+                return 0;
+            }
+            allowed &= entry;
+            if level == 0 || is_large(entry) {
+                return entry & !WRITABLE | allowed;
+            }
+            table = entry & ADDRESS_MASK;
+        }
+        0
+    }
+
+    fn limits(parts: &[(Range<u64>, Limit)]) -> Limits {
+        let mut limits = Limits::NONE;
+        for (range, limit) in parts {
+            limits.set(BASE + range.start * PAGE..BASE + range.end * PAGE, *limit).expect("room");
+        }
+        limits
+    }
+
+    fn show(tables: &mut Tables<Heap>, root: u64, gva: u64, limits: &Limits) -> Reach {
+        let reach = tables.reach(root, gva, limits).expect("memory");
+        if let Reach::Own(table) = reach {
+            let start = gva & !(TABLE_SPAN - 1);
+            tables.copy_leaves(table, start..start + TABLE_SPAN, limits);
+        }
+        reach
+    }
+
+    #[test]
+    fn only_what_differs_is_the_spaces_own() {
+        let mut tables = main_space(4 * 512);
+        let limits = limits(&[(5..6, None), (512..1024, READ), (1024..1536, None)]);
+        let root = tables.new_root().expect("memory");
+        let page = |n: u64| BASE + n * PAGE;
+        assert!(matches!(show(&mut tables, root, page(0), &limits), Reach::Own(_)));
+        assert_eq!(show(&mut tables, root, page(600), &limits), Reach::Main);
+        assert_eq!(show(&mut tables, root, page(1100), &limits), Reach::Hidden);
+        assert_eq!(show(&mut tables, root, page(1600), &limits), Reach::Main);
+        for n in 0..4 * 512 {
+            let (main, found) = (tables.leaf(page(n)), walk(&tables, root, page(n)));
+            match limits.at(page(n)) {
+                None => assert_eq!(found, 0, "page {n}"),
+                READ => assert_eq!(found, main & !WRITABLE, "page {n}"),
+                _ => assert_eq!(found, main, "page {n}"),
+            }
+        }
+        // Whatever becomes of a table that is shared is so for both.
+        tables.zap(page(600)..page(601));
+        assert_eq!(walk(&tables, root, page(600)), 0);
+        let mut own = 0;
+        tables.for_each_own_leaf(root, 0..USER_END, |_, entries| own += entries.len());
+        assert_eq!(own, 512);
+    }
+
+    #[test]
+    fn a_limit_that_covers_an_upper_entry_makes_no_table() {
+        let mut tables = main_space(512);
+        let root = tables.new_root().expect("memory");
+        let mut limits = Limits::NONE;
+        limits.set(0..USER_END, READ).expect("room");
+        assert_eq!(tables.reach(root, BASE, &limits), Ok(Reach::Main));
+        assert_eq!(walk(&tables, root, BASE), tables.leaf(BASE) & !WRITABLE);
+        assert_eq!(tables.own_link(root, 3, 0), None);
+        limits.set(0..USER_END, UNLIMITED).expect("room");
+        assert!(limits.is_empty());
+    }
+
+    #[test]
+    fn copies_keep_to_what_the_main_space_allows_and_new_ones_are_dirty() {
+        let mut tables = main_space(64);
+        let limits = limits(&[(5..6, None), (7..8, READ)]);
+        let root = tables.new_root().expect("memory");
+        let page = |n: u64| BASE + n * PAGE;
+        let dirty_bit = |tables: &Tables<Heap>, n: u64| {
+            tables.entry(page(n)).expect("a table").fetch_and(!DIRTY, Ordering::Relaxed)
+        };
+        for n in 0..64 {
+            dirty_bit(&tables, n);
+        }
+        tables.entry(page(9)).expect("a table").fetch_and(!WRITABLE, Ordering::Relaxed);
+        tables.entry(page(9)).expect("a table").fetch_or(HELD, Ordering::Relaxed);
+        let Reach::Own(table) = show(&mut tables, root, page(0), &limits) else { panic!("shared") };
+        let found = |tables: &Tables<Heap>, n: u64| walk(tables, root, page(n));
+        assert_eq!(found(&tables, 1) & (WRITABLE | DIRTY), WRITABLE | DIRTY);
+        assert_eq!(found(&tables, 7) & (WRITABLE | DIRTY), 0, "nobody can write to it");
+        assert_eq!(found(&tables, 9) & (WRITABLE | DIRTY | HELD), 0);
+        assert_eq!(found(&tables, 5), 0);
+        // Made clean, it stays clean as long as nothing changes.
+        let entry =
+            |tables: &Tables<Heap>, n: usize, f: &dyn Fn(&AtomicU64)| f(&tables.table(table).0[n]);
+        entry(&tables, 1, &|entry| assert!(collect(entry)));
+        entry(&tables, 1, &|entry| assert!(!collect(entry)));
+        show(&mut tables, root, page(0), &limits);
+        assert_eq!(found(&tables, 1) & DIRTY, 0);
+        // The right comes back.
+        tables.entry(page(9)).expect("a table").store(tables.leaf(page(1)), Ordering::Relaxed);
+        show(&mut tables, root, page(0), &limits);
+        assert_eq!(found(&tables, 9) & (WRITABLE | DIRTY), WRITABLE | DIRTY);
+    }
+
+    #[test]
+    fn what_was_removed_is_dirty_until_it_was_collected() {
+        let mut tables = main_space(16);
+        let limits = limits(&[(5..6, None), (7..8, READ)]);
+        let root = tables.new_root().expect("memory");
+        show(&mut tables, root, BASE, &limits);
+        let states = |tables: &Tables<Heap>| {
+            let mut states = Vec::new();
+            tables.for_each_own_leaf(root, BASE + PAGE..BASE + 9 * PAGE, |_, entries| {
+                states
+                    .extend(entries.iter().map(|entry| is_unclean(entry.load(Ordering::Relaxed))));
+            });
+            states
+        };
+        let (no, yes) = (false, true);
+        tables.for_each_own_leaf(root, 0..USER_END, |_, entries| {
+            entries.iter().for_each(|entry| {
+                collect(entry);
+            });
+        });
+        assert_eq!(states(&tables), [no; 8]);
+        tables.for_each_own_leaf(root, 0..USER_END, |_, entries| entries.iter().for_each(remove));
+        // Not what could not be written to: pages 5 and 7.
+        assert_eq!(states(&tables), [yes, yes, yes, yes, no, yes, no, yes]);
+        assert_eq!(walk(&tables, root, BASE + PAGE), 0);
+        // A copy that comes again carries it on, without the right to write too.
+        tables.entry(BASE + 2 * PAGE).expect("a table").fetch_and(!WRITABLE, Ordering::Relaxed);
+        tables.for_each_own_leaf(root, BASE + 3 * PAGE..USER_END, |_, entries| {
+            entries.iter().for_each(|entry| {
+                collect(entry);
+            });
+        });
+        show(&mut tables, root, BASE, &limits);
+        assert_eq!(states(&tables)[..2], [yes, yes]);
+        tables.for_each_own_leaf(root, 0..USER_END, |_, entries| {
+            entries.iter().for_each(|entry| {
+                collect(entry);
+            });
+        });
+        assert_eq!(states(&tables), [no; 8]);
+    }
+
+    #[test]
+    fn a_large_page_is_shared_whole_or_copied_in_small_ones() {
+        let mut tables = Tables::new(Heap::default()).expect("memory");
+        let gpa = 0x1_4000_0000;
+        let data = Rights { write: true, execute: false }.flags();
+        for block in 0..3 {
+            let at = block * TABLE_SPAN;
+            tables.fill_large(BASE + at, gpa + at, data).expect("memory");
+        }
+        let root = tables.new_root().expect("memory");
+        let limits = limits(&[(5..6, None)]);
+        for block in 0..3 {
+            let gva = BASE + block * TABLE_SPAN + 3 * PAGE;
+            // The GiB has a table of the space's own, which never has a large page.
+            assert!(matches!(show(&mut tables, root, gva, &limits), Reach::Own(_)));
+            let found = walk(&tables, root, gva);
+            assert_eq!(found & ADDRESS_MASK, gpa + block * TABLE_SPAN + 3 * PAGE);
+            assert_eq!(found & (HELD | Flags::HUGE_PAGE.bits()), 0);
+            assert!(tables.is_large(gva), "as before");
+        }
+        // A table that is shared, and in whose place a large page comes.
+        let gva = BASE + 4 * TABLE_SPAN;
+        tables.fill(gva..gva + PAGE, gpa, data).expect("memory");
+        assert_eq!(show(&mut tables, root, gva, &limits), Reach::Main);
+        tables.zap(gva..gva + PAGE);
+        let link = tables.prepare_large(gva, gpa, data).expect("it is empty");
+        // SAFETY: the guest would; the tables are this test's.
+        unsafe { &*link.entry }.store(link.value, Ordering::Release);
+        assert_eq!(walk(&tables, root, gva), 0);
+        assert_eq!(show(&mut tables, root, gva, &limits), Reach::Large);
+        let link = tables.prepare_link(gva).expect("memory").expect("a large page");
+        // SAFETY: as above.
+        unsafe { &*link.entry }.store(link.value, Ordering::Release);
+        assert_eq!(show(&mut tables, root, gva, &limits), Reach::Main);
+        assert_eq!(walk(&tables, root, gva + PAGE) & ADDRESS_MASK, gpa + PAGE, "it came back");
+    }
+}

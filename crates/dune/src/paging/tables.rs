@@ -358,13 +358,13 @@ impl Table {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::Rights;
     use super::*;
 
     /// Tables on the heap, with how many were made together; an address is an index.
     #[derive(Default)]
-    struct Heap(Vec<(*mut Table, usize)>);
+    pub(in super::super) struct Heap(Vec<(*mut Table, usize)>);
 
     // SAFETY: boxes live until the end; addresses are indices.
     unsafe impl TableMemory for Heap {
