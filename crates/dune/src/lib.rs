@@ -26,7 +26,8 @@
 //! | [`stats`] | counts |
 //!
 //! What it is not: a sandbox. The program can reach everything that it could without, the monitor's
-//! memory included.
+//! memory included. A private address space hides memory from loads and stores that go astray, not from an attacker who
+//! makes system calls ([`address_space`]).
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("guest mode is for x86-64 Linux");
