@@ -285,6 +285,45 @@ fn a_part_of_a_large_page_can_be_hidden() {
     });
 }
 
+/// The main space puts a large page in the place of an empty table that a private space has linked: it is a table
+/// again once somebody wants it there.
+#[test]
+fn a_large_page_in_place_of_a_table_that_a_space_shares_is_found() {
+    passes_inside(|inside| {
+        let start = map_aligned(4 * BLOCK_PAGES, BLOCK) + BLOCK;
+        let mut space = space(inside);
+        // In the same GiB, in another block.
+        space.hide(pages(start, 1, 1)).expect("a range");
+        let block = start + BLOCK;
+        for round in 0..5u64 {
+            let entered = space.enter(inside).expect("entered");
+            assert_eq!(write(block + 9 * PAGE, round), Ok(()));
+            drop(entered);
+            assert_eq!(read(block + 9 * PAGE), Ok(round));
+            // SAFETY: memory of ours goes, and comes again.
+            unsafe {
+                let (rights, flags) = (
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                );
+                assert_eq!(libc::munmap(block as *mut _, BLOCK), 0);
+                let again = libc::mmap(block as *mut _, BLOCK, rights, flags, -1, 0);
+                assert_eq!(again as usize, block);
+                // No such rights: nothing changes, but entries that were made at once are gone.
+                assert_eq!(libc::mprotect(again, BLOCK, 0x400), -1);
+            }
+            let made = inside.populate_large(block..block + BLOCK).expect("memory");
+            assert_eq!(made, 1, "round {round}");
+            assert!(inside.entry(block).is_none(), "it is a large page");
+            let entered = space.enter(inside).expect("entered");
+            assert_eq!(read(block + 9 * PAGE), Ok(0));
+            assert_eq!(write(block + 3 * PAGE, round + 1), Ok(()));
+            drop(entered);
+            assert_eq!(read(block + 3 * PAGE), Ok(round + 1));
+        }
+    });
+}
+
 /// Handlers may need what is hidden. They return to where the program was.
 #[test]
 fn handlers_run_in_the_main_space_and_return_to_the_private_one() {
