@@ -348,6 +348,65 @@ fn what_was_written_in_a_space_that_is_gone_is_dirty() {
     });
 }
 
+/// Also by whoever looks while the space is ending: at each moment the page is dirty in the space, or in the main tables.
+#[test]
+fn what_was_written_is_dirty_while_its_space_ends() {
+    passes_inside(|inside| {
+        const BLOCKS: usize = 60;
+        let start = map_aligned(BLOCKS * BLOCK_PAGES, BLOCK);
+        let all = start..start + BLOCKS * BLOCK;
+        inside.populate(all).expect("memory");
+        // The last page of what takes long to end: much is dirty in it.
+        let at = start + BLOCKS * BLOCK - PAGE;
+        let (written, seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (tell, wait) = (Arc::clone(&written), Arc::clone(&seen));
+        let begin = std::time::Instant::now();
+        let thread = std::thread::spawn(move || {
+            let inside = Inside::current().expect("inside");
+            let mut round = 0;
+            while begin.elapsed().as_secs() < 4 && round < 150 {
+                let mut space = AddressSpace::new(inside).expect("a space");
+                for block in 0..BLOCKS {
+                    space.hide(pages(start, block * BLOCK_PAGES + 1, 1)).expect("a range");
+                }
+                let entered = space.enter(inside).expect("entered");
+                (0..BLOCKS).for_each(|block| assert!(read(start + block * BLOCK).is_ok()));
+                assert_eq!(write(at, 0), Ok(()));
+                // As if it had been collected so far: only what comes now is looked for.
+                inside.clear(at..at + PAGE, None).expect("a range").flush_everywhere();
+                round += 1;
+                assert_eq!(write(at, round as u64), Ok(()));
+                drop(entered);
+                tell.store(round, Ordering::Release);
+                drop(space);
+                while wait.load(Ordering::Acquire) != round {
+                    std::hint::spin_loop();
+                }
+            }
+            tell.store(usize::MAX, Ordering::Release);
+        });
+        let mut random = 1u64;
+        for round in 1.. {
+            let now = || written.load(Ordering::Acquire);
+            while now() != round && now() != usize::MAX {
+                std::hint::spin_loop();
+            }
+            if now() == usize::MAX {
+                break;
+            }
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let until =
+                std::time::Instant::now() + std::time::Duration::from_micros((random >> 33) % 4000);
+            while std::time::Instant::now() < until {
+                std::hint::spin_loop();
+            }
+            assert_eq!(collect(inside, at..at + PAGE).len(), 1, "round {round}");
+            seen.store(round, Ordering::Release);
+        }
+        thread.join().expect("it ends");
+    });
+}
+
 /// In a forked child as well, whose tables are new.
 #[test]
 fn a_childs_writes_in_its_space_are_tracked() {
