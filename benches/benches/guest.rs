@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dune::PAGE_SIZE as PAGE;
+use dune::address_space::AddressSpace;
 use dune::inside::Inside;
 use dune_bench::clock::Rate;
 use dune_bench::memory::Memory;
@@ -42,13 +43,14 @@ fn main() {
         println!("host: {name}");
         row("enter", Some(enter), None);
     }
-    let parts: [(Part, bool); 8] = [
+    let parts: [(Part, bool); 9] = [
         (system_calls, true),
         (first_touch, true),
         (first_touches, true),
         (fault_handler, false),
         (native_fault, true),
         (dirty_bits, false),
+        (private_spaces, false),
         (tasks, true),
         (compute, true),
     ];
@@ -247,6 +249,38 @@ fn dirty_bits(rows: &mut Vec<(&'static str, f64)>) {
         STOP.store(true, Ordering::Relaxed);
         spinning.into_iter().for_each(|thread| thread.join().expect("it ends"));
     }
+}
+
+/// Entering a private space of which some entries are its own, and leaving it, with a load there; and making one.
+fn private_spaces(rows: &mut Vec<(&'static str, f64)>) {
+    const COUNT: usize = 2000;
+    let inside = Inside::current().expect("inside");
+    let memory = Memory::map(1024).expect("memory");
+    let start = memory.range().start;
+    let mut space = AddressSpace::new(inside).expect("a space");
+    space.hide(start + 3 * PAGE..start + 4 * PAGE).expect("a range");
+    let word = start as *const u64;
+    // SAFETY: a word of the mapping, which is not hidden.
+    let look = || unsafe { black_box(word.read_volatile()) };
+    let ns = median(COUNT, || {
+        timed(|| {
+            let entered = space.enter(inside).expect("entered");
+            look();
+            drop(entered);
+            look();
+        })
+    });
+    rows.push(("private space: switch there and back", ns));
+    let ns = median(COUNT / 20, || {
+        timed(|| {
+            let mut space = AddressSpace::new(inside).expect("a space");
+            space.hide(start + 3 * PAGE..start + 4 * PAGE).expect("a range");
+            let entered = space.enter(inside).expect("entered");
+            look();
+            drop(entered);
+        })
+    });
+    rows.push(("private space: made, entered, left, freed", ns));
 }
 
 fn tasks(rows: &mut Vec<(&'static str, f64)>) {

@@ -16,14 +16,16 @@ use core::marker::PhantomData;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
-use crate::calls::{CALL_HANDLE_FAULTS, CALL_INSIDE, CALL_POPULATE, written};
+use crate::calls::{CALL_HANDLE_FAULTS, CALL_INSIDE, CALL_POPULATE, CALL_SPACE, written};
 use crate::faults::{self, FaultHandler};
 use crate::harvest;
-use crate::paging::{ENTRIES, FLUSHED, Flags, HELD, PAGE, TABLE_SPAN, USER_END};
+use crate::paging::private::is_unclean;
+use crate::paging::{self, ENTRIES, FLUSHED, Flags, HELD, PAGE, TABLE_SPAN, USER_END};
+use crate::process::switch::request;
 use crate::process::{run, thread};
 use crate::shootdown::{FlushLocal, Scope};
 use crate::space::cpu_tables::{FLUSH, FLUSH_PAGE};
-use crate::space::{self};
+use crate::space::{self, private};
 use crate::sys::{self, PAGE_SIZE};
 
 /// Proof that the calling thread is in guest mode.
@@ -103,6 +105,8 @@ impl std::error::Error for RangeError {}
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     entry: &'static AtomicU64,
+    /// The page, in private spaces of which there may be copies.
+    page: usize,
     inside: Inside,
 }
 
@@ -166,7 +170,7 @@ impl Inside {
         let entry = tables.entry(address as u64)?;
         // SAFETY: tables are never freed while the process lives, and a forked child has its own.
         let entry = unsafe { &*core::ptr::from_ref(entry) };
-        Some(Entry { entry, inside: self })
+        Some(Entry { entry, page: address & !(PAGE_SIZE - 1), inside: self })
     }
 
     /// Sets a bit of `bits` for each page of `range` that is dirty, and makes those pages clean. Bits that
@@ -190,7 +194,9 @@ impl Inside {
         split(range);
         let clearing = Clearing::begin();
         self.add_under_way(range, bits);
-        let mut cleared = 0;
+        // Copies first: what goes meanwhile is dirty in the main tables by then.
+        let mut cleared =
+            private::collect(range, |_| true, |page| bits[page / 64] |= 1 << (page % 64));
         for_each_table(range, |first, entries, count| {
             let mut found = [0; ENTRIES / 64];
             match entries {
@@ -225,7 +231,8 @@ impl Inside {
     pub(crate) fn clear_noted(self, range: &Range<usize>, among: Option<&[u64]>) -> FlushOwed {
         split(range);
         let clearing = Clearing::begin();
-        let mut cleared = 0;
+        let wanted = |page: usize| among.is_none_or(|bits| bits[page / 64] >> (page % 64) & 1 != 0);
+        let mut cleared = private::collect(range, wanted, |_| ());
         for_each_table(range, |first, entries, count| {
             let Some(entries) = entries else { return };
             let mut wanted = [!0; ENTRIES / 64];
@@ -260,6 +267,7 @@ impl Inside {
         if bits.len() * 64 < pages {
             return Err(RangeError::Bitmap);
         }
+        private::peek(&range, |page| bits[page / 64] |= 1 << (page % 64));
         for_each_table(&range, |first, entries, count| {
             let mut found = [0; ENTRIES / 64];
             match entries {
@@ -301,11 +309,14 @@ impl Inside {
         split(&range);
         let writable = Flags::PRESENT | Flags::WRITABLE;
         let clearing = Clearing::begin();
-        let changed = self.update(range, |entry| {
+        let changed = self.update(range.clone(), |entry| {
             Flags::from_bits_truncate(entry)
                 .contains(writable)
                 .then_some(entry & !Flags::WRITABLE.bits() | HELD)
         });
+        // Copies afterwards: whoever makes one looks at the main entry again when it has.
+        fence(Ordering::SeqCst);
+        let changed = changed + private::withdraw(&range);
         Ok(FlushOwed { inside: self, cleared: changed, clearing })
     }
 
@@ -377,9 +388,19 @@ impl Inside {
     /// shadows; and wherever it takes a right from a shadow entry, as clearing D or W does, it makes all CPUs
     /// flush and waits for them, for the sake of its own bookkeeping (KVM 6.12, arch/x86/kvm/mmu/mmu.c:
     /// `mmu_spte_update` says so, `mmu_sync_children` and `kvm_mmu_track_write` do it).
+    /// Where tables are shadowed, a reload of CR3 does it for the tables under that root: while some thread is in a private
+    /// space ([`crate::address_space`]), the monitor goes to each root that is in use.
     pub fn flush_everywhere(self) {
-        if thread::alone() || run::is_paravirtual() {
+        if thread::alone() {
             return self.flush();
+        }
+        if run::is_paravirtual() {
+            self.flush();
+            if private::occupied() {
+                // SAFETY: a number that Linux does not have; TLBs are flushed, and nothing else.
+                unsafe { sys::raw(CALL_SPACE, [request::FLUSH, 0, 0, 0, 0, 0]) };
+            }
+            return;
         }
         let page = dummy_page();
         // SAFETY: a page of ours that nobody reads.
@@ -501,16 +522,25 @@ fn low_bits(count: usize) -> u64 {
 }
 
 impl Entry {
-    /// The entry's bits as they are.
+    /// The entry's bits as they are in the main space.
     #[must_use]
     pub fn flags(self) -> Flags {
         Flags::from_bits_truncate(self.entry.load(Ordering::Relaxed))
     }
 
-    /// Whether it is absent or dirty.
+    /// Whether it is absent, or it or its copy in a private space is dirty.
     #[must_use]
     pub fn is_dirty(self) -> bool {
-        !self.flags().contains(Flags::PRESENT) || self.flags().contains(Flags::DIRTY)
+        let mut dirty =
+            !self.flags().contains(Flags::PRESENT) || self.flags().contains(Flags::DIRTY);
+        self.for_each_copy(|copy| dirty |= is_unclean(copy.load(Ordering::Relaxed)));
+        dirty
+    }
+
+    /// Calls `f` with the entries for the page that private spaces have of their own.
+    fn for_each_copy(self, mut f: impl FnMut(&AtomicU64)) {
+        let page = self.page..self.page + PAGE_SIZE;
+        private::for_each_own_leaf(&page, |_, entries| entries.iter().for_each(&mut f));
     }
 
     /// Clears the D bit.
@@ -526,8 +556,17 @@ impl Entry {
 
     fn clear(self, flag: Flags) -> FlushOwed {
         let clearing = Clearing::begin();
+        let mut cleared = 0;
+        self.for_each_copy(|copy| {
+            if flag == Flags::DIRTY {
+                cleared += usize::from(paging::private::collect(copy));
+            } else {
+                cleared +=
+                    usize::from(copy.fetch_and(!flag.bits(), Ordering::AcqRel) & flag.bits() != 0);
+            }
+        });
         let before = self.entry.fetch_and(!flag.bits(), Ordering::AcqRel);
-        let cleared = usize::from(before & flag.bits() != 0);
+        cleared += usize::from(before & flag.bits() != 0);
         FlushOwed { inside: self.inside, cleared, clearing }
     }
 }

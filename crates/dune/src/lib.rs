@@ -19,17 +19,20 @@
 //! | [`harvest`] | reading and clearing D bits |
 //! | [`inside`] | entries, dirty bits and the TLB, for code in guest mode |
 //! | [`faults`] | page faults that the program handles itself |
+//! | [`address_space`] | private address spaces, and switching between them |
 //! | `protection` | tracking writes by protection and such faults |
 //! | [`shootdown`] | flushing translations on all vCPUs |
 //! | [`dirty_bits`] | the same dirty bits, for other libraries of the process |
 //! | [`stats`] | counts |
 //!
 //! What it is not: a sandbox. The program can reach everything that it could without, the monitor's
-//! memory included.
+//! memory included. A private address space hides memory from loads and stores that go astray, not from an attacker who
+//! makes system calls ([`address_space`]).
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("guest mode is for x86-64 Linux");
 
+pub mod address_space;
 pub mod dirty_bits;
 pub mod effects;
 pub mod faults;

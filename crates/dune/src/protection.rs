@@ -23,7 +23,7 @@ use crate::faults::{self, FaultFrame};
 use crate::inside::{self, Clearing, FlushOwed, Inside};
 use crate::paging::{ENTRIES, FLUSHED, Flags, HELD, PAGE};
 use crate::process::thread;
-use crate::space;
+use crate::space::{self, private};
 
 /// What is flushed, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +105,7 @@ pub(crate) fn collect(inside: Inside, range: &Range<usize>, bits: &mut [u64], fl
     inside::split(range);
     let mut taken = Taken::begin(flushes);
     inside.add_under_way(range, bits);
+    taken.withdraw(range);
     inside::for_each_table(range, |first, entries, count| {
         let mut found = [0; ENTRIES / CHUNK];
         match entries {
@@ -117,6 +118,7 @@ pub(crate) fn collect(inside: Inside, range: &Range<usize>, bits: &mut [u64], fl
         inside::or_into(bits, first, &found, count);
     });
     inside.add_under_way(range, bits);
+    taken.withdraw(range);
     taken.flush(inside);
 }
 
@@ -124,6 +126,7 @@ pub(crate) fn collect(inside: Inside, range: &Range<usize>, bits: &mut [u64], fl
 pub(crate) fn clear(inside: Inside, range: &Range<usize>, among: Option<&[u64]>, flushes: Flushes) {
     inside::split(range);
     let mut taken = Taken::begin(flushes);
+    taken.withdraw(range);
     inside::for_each_table(range, |first, entries, count| {
         let Some(entries) = entries else { return };
         let mut wanted = [!0; ENTRIES / CHUNK];
@@ -142,6 +145,7 @@ pub(crate) fn clear(inside: Inside, range: &Range<usize>, among: Option<&[u64]>,
 
 /// Sets a bit of `bits` for each page of `range` that is dirty; changes nothing.
 pub(crate) fn peek(inside: Inside, range: &Range<usize>, bits: &mut [u64]) {
+    private::peek(range, |page| bits[page / CHUNK] |= 1 << (page % CHUNK));
     inside::for_each_table(range, |first, entries, count| {
         let mut found = [0; ENTRIES / CHUNK];
         match entries {
@@ -214,6 +218,16 @@ impl Taken {
                 *slot = page;
             }
             self.count += 1;
+        }
+    }
+
+    /// Takes the entries that private spaces have of their own: the next write there faults, and is found here again.
+    /// Before the main ones, which it makes dirty; and again behind them, for those that were made meanwhile.
+    fn withdraw(&mut self, range: &Range<usize>) {
+        let count = private::withdraw(range);
+        if count > 0 {
+            // More than are flushed one by one.
+            self.count = self.count.max(PAGES) + count;
         }
     }
 

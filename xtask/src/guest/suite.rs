@@ -85,6 +85,8 @@ const SUITE: &[Entry] = &[
     runtime("protection", |host, _| host == Host::Tcg),
     runtime("signals", |host, _| host == Host::Tcg),
     runtime("tasks", |host, _| host == Host::Tcg),
+    runtime("spaces", |host, _| host == Host::Tcg),
+    runtime("spaces_tracking", |host, _| host == Host::Tcg),
 ];
 
 /// The names of the runtime's own tests, which run on every host that guest mode runs on.

@@ -29,6 +29,8 @@ pub(crate) const CALL_INSIDE: i64 = 0x4455_0001;
 pub(crate) const CALL_POPULATE: i64 = 0x4455_0002;
 /// Page faults go to ring 3 from now on.
 pub(crate) const CALL_HANDLE_FAULTS: i64 = 0x4455_0003;
+/// Private address spaces (`process::switch` says what).
+pub(crate) const CALL_SPACE: i64 = 0x4455_0004;
 
 /// Makes system call `nr` for the program.
 pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
@@ -37,6 +39,7 @@ pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
         CALL_POPULATE => {
             return Outcome::Result(guest.populate(a[0]..a[1], a[2] != 0));
         }
+        CALL_SPACE => return Outcome::Result(guest.space_request(a)),
         CALL_HANDLE_FAULTS => {
             crate::space::cpu_tables::deliver_page_faults(crate::faults::entry());
             return Outcome::Result(0);

@@ -77,5 +77,5 @@ pub(super) fn vfork(guest: &mut Guest<'_>) -> i64 {
 }
 
 pub(super) fn exit(guest: &mut Guest<'_>, status: u64) -> i64 {
-    spawn::exit(guest.thread, status)
+    spawn::exit(guest, status)
 }

@@ -300,6 +300,14 @@ impl Vcpu for DuneVcpu {
         Ok(())
     }
 
+    // DUNE_VCPU_SET_STATE makes the next entry flush everything that has this CPU's tag.
+    fn set_root(&mut self, cr3: u64) -> Result<(), HostError> {
+        let mut state = dune_state::default();
+        call(self.fd, abi::DUNE_VCPU_GET_STATE, &mut state).step("DUNE_VCPU_GET_STATE")?;
+        state.cr3 = cr3;
+        call(self.fd, abi::DUNE_VCPU_SET_STATE, &mut state).map(drop).step("DUNE_VCPU_SET_STATE")
+    }
+
     fn forget_exception(&mut self) -> Result<(), HostError> {
         let run = self.area();
         run.inject = 0;

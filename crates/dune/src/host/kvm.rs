@@ -413,6 +413,16 @@ impl Vcpu for KvmVcpu {
         self.cpu.set_sregs(&sregs).step("KVM_SET_SREGS")
     }
 
+    // A new CR3 makes KVM load the tables anew, which flushes what the processor has of the earlier ones and, where it
+    // shadows them, reads all again that the guest has changed (Linux: `kvm_mmu_reset_context`, `kvm_mmu_load`).
+    fn set_root(&mut self, cr3: u64) -> Result<(), HostError> {
+        let mut sregs = self.cpu.get_sregs().step("KVM_GET_SREGS")?;
+        sregs.cr3 = cr3;
+        // As in `set_bases`.
+        sregs.tr.type_ = SHARED.get().expect("open made it").tss_type;
+        self.cpu.set_sregs(&sregs).step("KVM_SET_SREGS")
+    }
+
     fn forget_exception(&mut self) -> Result<(), HostError> {
         let mut events = self.cpu.get_vcpu_events().step("KVM_GET_VCPU_EVENTS")?;
         if events.exception.injected | events.exception.pending | events.interrupt.injected != 0 {

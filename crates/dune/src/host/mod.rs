@@ -181,6 +181,12 @@ pub trait Vcpu {
     /// The kernel refuses.
     fn set_bases(&mut self, fs: u64, gs: u64) -> Result<(), HostError>;
 
+    /// Sets CR3: the CPU uses other page tables, and no translation of the earlier ones.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn set_root(&mut self, cr3: u64) -> Result<(), HostError>;
+
     /// Forgets an exception that is about to be delivered: its instruction will be executed again.
     ///
     /// # Errors
@@ -346,6 +352,10 @@ impl Vcpu for AnyVcpu {
 
     fn set_bases(&mut self, fs: u64, gs: u64) -> Result<(), HostError> {
         either!(self, cpu => cpu.set_bases(fs, gs))
+    }
+
+    fn set_root(&mut self, cr3: u64) -> Result<(), HostError> {
+        either!(self, cpu => cpu.set_root(cr3))
     }
 
     fn forget_exception(&mut self) -> Result<(), HostError> {

@@ -14,6 +14,8 @@
 //! takes its place, by a store that the guest makes ([`Tables::prepare_link`]): always the same one, for whoever has
 //! found it may still look at it.
 
+pub mod limits;
+pub mod private;
 mod tables;
 
 pub use tables::{FillError, Link, Table, TableMemory, Tables};
@@ -28,6 +30,11 @@ pub const HELD: u64 = 1 << 9;
 pub const FLUSHED: u64 = 1 << 10;
 /// Software bit 9 of an entry of the second level: a large page is there, or was, and no table has taken its place.
 pub const WAS_LARGE: u64 = 1 << 9;
+/// Software bit 10 of an entry of an upper level: the table that it links is a private space's own ([`private`]).
+pub const OWN: u64 = 1 << 10;
+/// Software bit 11 of a leaf entry of a private space's own that is absent: one was there that could be written to, and a
+/// TLB, or a host that shadows tables, may have it still ([`private::collect`]).
+pub const GONE: u64 = 1 << 11;
 /// Entries of a table.
 pub const ENTRIES: usize = 512;
 /// Bytes that one entry of the lowest level maps.

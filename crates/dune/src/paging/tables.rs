@@ -19,6 +19,10 @@ pub unsafe trait TableMemory {
     /// memory left.
     fn alloc(&mut self, count: usize) -> Option<u64>;
 
+    /// Takes a single table back that nobody uses any more, nor will look at: the next [`alloc`](Self::alloc) may give it
+    /// out again, to another place.
+    fn free(&mut self, gpa: u64);
+
     /// The table at a guest-physical address that [`alloc`](Self::alloc) gave.
     fn at(&self, gpa: u64) -> *const Table;
 }
@@ -26,12 +30,12 @@ pub unsafe trait TableMemory {
 /// Page tables of an address space.
 #[derive(Debug)]
 pub struct Tables<M> {
-    memory: M,
+    pub(super) memory: M,
     root: u64,
 }
 
 /// Links of upper levels allow everything; the leaf decides.
-const LINK: Flags =
+pub(super) const LINK: Flags =
     Flags::PRESENT.union(Flags::WRITABLE).union(Flags::USER_ACCESSIBLE).union(Flags::ACCESSED);
 
 /// Why entries cannot be filled.
@@ -53,7 +57,7 @@ pub struct Link {
 }
 
 /// Whether an entry that could link a table maps a large page.
-fn is_large(entry: u64) -> bool {
+pub(super) fn is_large(entry: u64) -> bool {
     let large = Flags::PRESENT.bits() | Flags::HUGE_PAGE.bits();
     entry & large == large
 }
@@ -63,7 +67,7 @@ fn large(gpa: u64, flags: Flags) -> u64 {
     gpa | (flags | Flags::HUGE_PAGE | Flags::DIRTY).bits() | WAS_LARGE
 }
 
-fn index(gva: u64, level: u32) -> usize {
+pub(super) fn index(gva: u64, level: u32) -> usize {
     (gva >> (12 + 9 * level)) as usize % ENTRIES
 }
 
@@ -92,14 +96,14 @@ impl<M: TableMemory> Tables<M> {
         &mut self.memory
     }
 
-    fn table(&self, gpa: u64) -> &Table {
+    pub(super) fn table(&self, gpa: u64) -> &Table {
         // SAFETY: `gpa` came from `alloc`, directly or out of a link.
         unsafe { &*self.memory.at(gpa) }
     }
 
     /// The address of the table of level `lowest` for `gva` (0 has the pages, 3 is the top), and, if there is none, the
     /// level at which the walk ended: at a large page, or at nothing.
-    fn find(&self, gva: u64, lowest: u32) -> Result<u64, u32> {
+    pub(super) fn find(&self, gva: u64, lowest: u32) -> Result<u64, u32> {
         let mut gpa = self.root;
         for level in (lowest + 1..4).rev() {
             let entry = self.table(gpa).0[index(gva, level)].load(Ordering::Acquire);
@@ -130,7 +134,7 @@ impl<M: TableMemory> Tables<M> {
     }
 
     /// The table of level `lowest` for `gva`, made with those above it if there is none.
-    fn make_table(&mut self, gva: u64, lowest: u32) -> Result<&Table, FillError> {
+    pub(super) fn make_table(&mut self, gva: u64, lowest: u32) -> Result<&Table, FillError> {
         let mut gpa = self.root;
         for level in (lowest + 1..4).rev() {
             let slot = index(gva, level);
@@ -354,13 +358,13 @@ impl Table {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::Rights;
     use super::*;
 
     /// Tables on the heap, with how many were made together; an address is an index.
     #[derive(Default)]
-    struct Heap(Vec<(*mut Table, usize)>);
+    pub(in super::super) struct Heap(Vec<(*mut Table, usize)>);
 
     // SAFETY: boxes live until the end; addresses are indices.
     unsafe impl TableMemory for Heap {
@@ -374,6 +378,8 @@ mod tests {
             );
             Some(first << 12)
         }
+
+        fn free(&mut self, _: u64) {}
 
         fn at(&self, gpa: u64) -> *const Table {
             self.0[(gpa >> 12) as usize - 1].0

@@ -70,6 +70,7 @@ fn renew(guest: &mut Guest<'_>, thread: &'static Thread) -> Result<(), HostError
         let mut space = SPACE.lock();
         space.abandon();
         space.build()?;
+        crate::space::private::renew(thread.space.get(), thread.held.get());
     }
     thread.renew()?;
     SPACE.lock().fill_eagerly()?;

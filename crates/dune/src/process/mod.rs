@@ -8,6 +8,7 @@ pub(crate) mod enter;
 pub(crate) mod fork;
 pub(crate) mod run;
 pub(crate) mod spawn;
+pub(crate) mod switch;
 pub(crate) mod thread;
 
 use crate::signals::actions::Action;

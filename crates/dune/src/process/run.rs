@@ -360,12 +360,13 @@ impl Guest<'_> {
     /// then it is as if the page had faulted again.
     fn fault(&mut self, address: u64, write: bool, execute: bool) -> Result<Fault, HostError> {
         let mut space = SPACE.lock();
-        let fault = space.fault(address, write, execute)?;
-        if let Fault::Link(link) = fault {
+        let id = self.thread.space.get();
+        for _ in 0..2 {
+            let fault = space.fault_in(id, address, write, execute)?;
+            let Fault::Link(link) = fault else { return Ok(fault) };
             self.store(link);
-            return space.fault(address, write, execute);
         }
-        Ok(fault)
+        space.fault_in(id, address, write, execute)
     }
 
     /// Gives everything in `range` that is mapped entries: `large` ones where they can be, or each page one of its own.
@@ -392,11 +393,25 @@ impl Guest<'_> {
     /// Has the CPU make a store to a page table, in between: so a host that shadows the tables sees it. The program's
     /// registers must be in place, and are afterwards.
     pub(crate) fn store(&mut self, link: Link) {
+        self.in_between(tables::store(), link.entry as u64, link.value, 0);
+    }
+
+    /// As [`Self::store`]: makes the table at `address` zero.
+    pub(crate) fn wipe(&mut self, address: u64) {
+        self.in_between(tables::wipe(), address, 0, crate::paging::ENTRIES as u64);
+    }
+
+    /// As [`Self::store`]: nothing, but that the CPU runs.
+    pub(crate) fn pass(&mut self) {
+        self.in_between(tables::pass(), 0, 0, 0);
+    }
+
+    /// Has the CPU run a stub that ends with [`PORT_STORED`].
+    fn in_between(&mut self, stub: usize, rdi: u64, rax: u64, rcx: u64) {
         let before = *self.cpu.registers();
         let registers = self.cpu.registers();
-        registers.rdi = link.entry as u64;
-        registers.rax = link.value;
-        registers.rip = tables::store() as u64;
+        (registers.rdi, registers.rax, registers.rcx) = (rdi, rax, rcx);
+        registers.rip = stub as u64;
         registers.rflags = 0x202;
         // A signal may have come already; it waits until this is done.
         self.thread.unkick();
@@ -410,7 +425,7 @@ impl Guest<'_> {
                     interrupted += 1;
                     self.thread.unkick();
                 }
-                _ => self.broken("a page table cannot be linked", 0, link.entry as u64),
+                _ => self.broken("a page table cannot be changed", 0, rdi),
             }
         }
         if self.pending() {

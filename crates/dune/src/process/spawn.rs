@@ -8,7 +8,7 @@ use super::run;
 use super::run::Guest;
 use super::thread::Thread;
 use crate::host::Vcpu as _;
-use crate::space::SPACE;
+use crate::space::{SPACE, private};
 use crate::sys;
 
 core::arch::global_asm!(
@@ -103,6 +103,9 @@ pub(crate) fn spawn(guest: &mut Guest<'_>, mut request: Request) -> i64 {
         start.fs_base = request.tls;
     }
     let parent = guest.thread;
+    // A thread begins where its creator is.
+    thread.space.set(parent.space.get());
+    private::join(thread.space.get());
     thread.process.set(parent.process.get());
     if request.flags & CLONE_SIGHAND == 0 {
         // The child's handlers are its own, though its memory is not.
@@ -146,6 +149,7 @@ pub(crate) fn spawn(guest: &mut Guest<'_>, mut request: Request) -> i64 {
     let gone = result < 0 || request.flags & CLONE_VFORK != 0;
     if gone {
         crate::calls::written::child_runs(&thread.under_way, 0);
+        guest.leave_all(thread);
         thread.give_back();
     }
     result
@@ -157,8 +161,10 @@ extern "C" fn child(thread: &'static Thread) -> ! {
 }
 
 /// Ends the calling thread; its slot is free the moment it no longer needs it.
-pub(crate) fn exit(thread: &Thread, status: u64) -> ! {
+pub(crate) fn exit(guest: &mut Guest<'_>, status: u64) -> ! {
+    let thread = guest.thread;
     sys::set_mask(!0);
+    guest.leave_all(thread);
     // No signal can come any more, and no lock of the space is held.
     drop(SPACE.lock());
     // SAFETY: nothing of this thread is used again.

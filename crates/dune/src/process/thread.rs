@@ -68,6 +68,9 @@ pub(crate) struct Thread {
     pub(crate) altstack: Cell<AltStack>,
     pub(crate) process: Cell<*const Process>,
     pub(crate) start: Cell<Start>,
+    /// The private space that the thread is in, and one that it will return to from a signal handler; 0: none.
+    pub(crate) space: Cell<u32>,
+    pub(crate) held: Cell<u32>,
     /// The signal state of a child made by vfork, which shares memory with its parent.
     pub(crate) own_process: UnsafeCell<Process>,
     pub(crate) xsave: UnsafeCell<Xsave>,
@@ -148,6 +151,8 @@ impl Thread {
         }
         written::settle(&thread.under_way);
         thread.pending.store(0, Ordering::Relaxed);
+        thread.space.set(0);
+        thread.held.set(0);
         thread.altstack.set(AltStack { flags: SS_DISABLE, ..AltStack::default() });
         thread.state.store(TAKEN, Ordering::Release);
         Ok(thread)
@@ -219,7 +224,8 @@ impl Thread {
     pub(crate) fn load(&self, cpu: &mut AnyVcpu) -> Result<(), HostError> {
         use crate::space::cpu_tables as tables;
         let start = self.start.get();
-        let cr3 = SPACE.lock().root();
+        let no_tables = HostError { step: "making page tables", errno: Errno(libc::ENOMEM) };
+        let cr3 = SPACE.lock().root_of(self.space.get()).map_err(|_| no_tables)?;
         cpu.start(&crate::host::Start {
             cr3,
             gdt: tables::gdt(self.index) as u64,

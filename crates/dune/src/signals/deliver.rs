@@ -28,7 +28,7 @@ pub(crate) fn captured(guest: &mut Guest<'_>, restart: Restart) {
     match action {
         Some(action) => {
             guest.forget_exception();
-            call(guest, &action, &Context { info, mask, trap: [0; 3] });
+            call(guest, &action, &Context { info, mask, trap: [0; 3], space: thread.space.get() });
         }
         None => {
             // The program has changed its mind meanwhile: the kernel shall do as it now says.
@@ -67,7 +67,7 @@ pub(crate) fn fault(guest: &mut Guest<'_>, signal: i32, code: i32, address: u64,
     let action = if mask & bit(signal) == 0 { handler(guest, signal) } else { None };
     match action {
         Some(action) => {
-            let context = Context { info, mask, trap };
+            let context = Context { info, mask, trap, space: guest.thread.space.get() };
             if pending {
                 // The captured one comes on top, from the handler's first instruction.
                 let mask = handler_mask(&action, mask, signal);
@@ -112,6 +112,7 @@ fn push(guest: &mut Guest<'_>, action: &Action, context: &Context) {
     }
     frame::initial_fpu(fpu);
     guest.must(|cpu| cpu.xrstor(fpu));
+    guest.leave_for_handler();
     guest.changed_all();
 }
 
@@ -126,7 +127,8 @@ pub(crate) fn sigreturn(guest: &mut Guest<'_>) {
     };
     *guest.cpu.registers() = registers;
     guest.changed_all();
-    if !popped.selectors_valid || guest.cpu.xrstor(fpu).is_err() {
+    let returned = guest.return_from_handler(popped.space);
+    if !popped.selectors_valid || !returned || guest.cpu.xrstor(fpu).is_err() {
         return fault(guest, libc::SIGSEGV, 0x80, 0, [0; 3]);
     }
     let stack = popped.altstack;

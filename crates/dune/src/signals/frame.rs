@@ -18,6 +18,10 @@ const UCONTEXT: usize = 1;
 const REGISTERS: usize = UCONTEXT + 5;
 const MASK: usize = UCONTEXT + 37;
 const INFO: usize = UCONTEXT + 38;
+/// The last of the words that `struct sigcontext` reserves: which private space was left for the handler.
+const SPACE: usize = REGISTERS + 31;
+/// Upper half of that word, if there was one.
+const SPACE_MAGIC: u64 = 0x6475_6e65;
 
 /// `UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS`
 const UC_FLAGS: u64 = 7;
@@ -36,6 +40,8 @@ pub(crate) struct Context {
     pub(crate) mask: u64,
     /// Of a fault: the vector, the error code and CR2.
     pub(crate) trap: [u64; 3],
+    /// The private space that the program was in; 0: none.
+    pub(crate) space: u32,
 }
 
 /// Bytes of the XSAVE area in a frame, with its end marker.
@@ -121,6 +127,9 @@ pub(crate) fn push(
         fpu_at,
     ];
     words[REGISTERS..][..saved.len()].copy_from_slice(&saved);
+    if context.space != 0 {
+        words[SPACE] = SPACE_MAGIC << 32 | u64::from(context.space);
+    }
     words[MASK] = context.mask;
     words[INFO..].copy_from_slice(&context.info);
     sys::copy_out(as_bytes(&words), frame_at as usize)?;
@@ -141,6 +150,8 @@ pub(crate) struct Popped {
     pub(crate) mask: u64,
     pub(crate) altstack: AltStack,
     pub(crate) selectors_valid: bool,
+    /// The private space that was left for the handler; 0: none.
+    pub(crate) space: u32,
 }
 
 /// Reads the frame that a handler returns from, into `registers` and `fpu`.
@@ -182,6 +193,7 @@ pub(crate) fn pop(registers: &mut Registers, fpu: &mut Xsave) -> Result<Popped, 
             len: words[UCONTEXT + 4],
         },
         selectors_valid: saved[18] as u16 == kvm::USER_CS,
+        space: if words[SPACE] >> 32 == SPACE_MAGIC { words[SPACE] as u32 } else { 0 },
     })
 }
 

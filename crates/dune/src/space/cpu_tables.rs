@@ -49,6 +49,7 @@ const STUB_BREAKPOINT_LEN: usize = 64;
 const STUB_TARGET: usize = 128;
 const STUB_PAGE_FAULT: usize = 136;
 const STUB_STORE: usize = 144;
+const STUB_WIPE: usize = 152;
 const PAGE_FAULT: u8 = 14;
 const STUB_EXCEPTION: usize = 256;
 const STUB_EXCEPTION_LEN: usize = 8;
@@ -88,6 +89,16 @@ pub(crate) fn iret() -> usize {
 /// A store of RAX to where RDI points, and then the monitor is called.
 pub(crate) fn store() -> usize {
     stubs() + STUB_STORE
+}
+
+/// As [`store`], and stores nothing.
+pub(crate) fn pass() -> usize {
+    store() + 3
+}
+
+/// RCX stores of RAX from where RDI points on, and then the monitor is called.
+pub(crate) fn wipe() -> usize {
+    stubs() + STUB_WIPE
 }
 
 pub(crate) fn gdt(cpu: usize) -> usize {
@@ -283,6 +294,8 @@ pub(crate) fn write_shared() {
     put(syscall_entry(), u64::from_le_bytes([0xe6, PORT_SYSCALL, 0xf, 0xb, 0xf, 0xb, 0xf, 0xb]));
     // mov [rdi], rax; out imm8, al; ud2
     put(store(), u64::from_le_bytes([0x48, 0x89, 0x07, 0xe6, PORT_STORED, 0x0f, 0x0b, 0x90]));
+    // rep stosq; out imm8, al; ud2
+    put(wipe(), u64::from_le_bytes([0xf3, 0x48, 0xab, 0xe6, PORT_STORED, 0x0f, 0x0b, 0x90]));
     // sysretq; ud2
     put(sysret(), u64::from_le_bytes([0x48, 0x0f, 0x07, 0x0f, 0x0b, 0x0f, 0x0b, 0x90]));
     // iretq; ud2

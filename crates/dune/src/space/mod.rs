@@ -10,6 +10,7 @@
 
 pub(crate) mod arena;
 pub(crate) mod cpu_tables;
+pub(crate) mod private;
 mod streams;
 pub(crate) mod vmas;
 
@@ -103,7 +104,8 @@ pub(crate) fn view() -> Option<Tables<ArenaTables>> {
     let root = ROOT.load(Ordering::Acquire);
     let gpa_offset = GPA_OFFSET.load(Ordering::Relaxed);
     // As many as there can be: this one makes none.
-    let memory = ArenaTables { used: arena::TABLES.len, committed: arena::TABLES.len, gpa_offset };
+    let all = arena::TABLES.len;
+    let memory = ArenaTables { used: all, committed: all, gpa_offset, ..ArenaTables::NONE };
     (root != 0).then(|| Tables::view(memory, root))
 }
 
@@ -114,12 +116,43 @@ pub(crate) struct ArenaTables {
     committed: usize,
     /// What to add to an address of the arena for its guest-physical one.
     gpa_offset: u64,
+    /// How many tables were given out.
+    given: usize,
+    /// The first of the tables that can be given out again: its first word has the next one. 0: none.
+    free: u64,
+    /// So for those that somebody who takes no lock may still be looking at.
+    waiting: u64,
 }
 
-// SAFETY: the part is used only for tables, given out once each, zero at first, and never unmapped.
+impl ArenaTables {
+    const NONE: Self = Self { used: 0, committed: 0, gpa_offset: 0, given: 0, free: 0, waiting: 0 };
+
+    /// The first word of a table that is free: no entry, as its lowest bit is not set.
+    fn next(&self, gpa: u64) -> &AtomicU64 {
+        // SAFETY: an aligned word of a table that was given out once.
+        unsafe { &*self.at(gpa).cast() }
+    }
+
+    /// A table that was free.
+    fn again(&mut self) -> Option<u64> {
+        if self.free == 0 && self.waiting != 0 && private::nobody_looks() {
+            (self.free, self.waiting) = (self.waiting, 0);
+        }
+        let table = (self.free != 0).then_some(self.free)?;
+        self.free = self.next(table).swap(0, Ordering::Relaxed);
+        Some(table)
+    }
+}
+
+// SAFETY: the part is used only for tables, which are zero at first, never unmapped, and given out once each, or again
+// when nobody uses them or looks at them.
 unsafe impl TableMemory for ArenaTables {
     fn alloc(&mut self, count: usize) -> Option<u64> {
         const STEP: usize = 256 * 1024;
+        self.given += count;
+        if let Some(table) = (count == 1).then(|| self.again()).flatten() {
+            return Some(table);
+        }
         if self.used + count * PAGE_SIZE > self.committed {
             if self.committed >= arena::TABLES.len {
                 return None;
@@ -131,6 +164,11 @@ unsafe impl TableMemory for ArenaTables {
         let table = arena::TABLES.start() + self.used;
         self.used += count * PAGE_SIZE;
         Some((table as u64).wrapping_add(self.gpa_offset))
+    }
+
+    fn free(&mut self, gpa: u64) {
+        self.next(gpa).store(self.waiting, Ordering::Relaxed);
+        self.waiting = gpa;
     }
 
     fn at(&self, gpa: u64) -> *const crate::paging::Table {
@@ -149,7 +187,7 @@ impl Space {
         let base = arena::base() as u64;
         let gpa_offset = self.window(base)?.wrapping_sub(base);
         let committed = self.tables.as_mut().map_or(0, |tables| tables.memory().committed);
-        self.tables = Tables::new(ArenaTables { used: 0, committed, gpa_offset });
+        self.tables = Tables::new(ArenaTables { committed, gpa_offset, ..ArenaTables::NONE });
         let root = self.tables()?.root();
         GPA_OFFSET.store(gpa_offset, Ordering::Relaxed);
         ROOT.store(root, Ordering::Release);
@@ -469,11 +507,12 @@ impl Space {
         if let Some(tables) = &self.tables {
             // Never the monitor's own.
             let (low, high) = (arena.start as u64, arena.end as u64);
-            if range.start < low {
-                tables.zap(range.start..end.min(low));
-            }
-            if end > high {
-                tables.zap(range.start.max(high)..end);
+            for part in [range.start..end.min(low), range.start.max(high)..end] {
+                if part.start < part.end {
+                    tables.zap(part.clone());
+                    // After the main ones: `private` says why.
+                    private::zap(tables, part);
+                }
             }
         }
     }
