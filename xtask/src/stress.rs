@@ -238,7 +238,7 @@ mod tests {
         let mut random = Random(seed);
         let libraries = [PathBuf::from("/a"), PathBuf::from("/b")];
         let sources = ["mprotect".to_owned(), "pagemap-scan".to_owned()];
-        (0..200).map(|_| Corner::new(&mut random, &libraries, &sources).to_string()).collect()
+        (0..600).map(|_| Corner::new(&mut random, &libraries, &sources).to_string()).collect()
     }
 
     #[test]
