@@ -205,6 +205,20 @@ stress() { # label, limit of a pause in microseconds (0: none), variables
         ok
     fi
 }
+# The same for each of the arrays sources and policies, and each limit of a pause.
+stress_tracked() { # library, markers, limits of a pause in microseconds
+    local library=$1 markers=$2 source policy pause
+    shift 2
+    for source in "${sources[@]}"; do
+        for policy in "${policies[@]}"; do
+            for pause in "$@"; do
+                stress "$source $policy $pause us, $markers markers $library" "$pause" \
+                    "LD_LIBRARY_PATH=$library" GC_MARKERS="$markers" GC_ENABLE_INCREMENTAL=1 \
+                    "BARCHAN_TRACKER=$source" "GC_BARCHAN_POLICY=$policy"
+            done
+        done
+    done
+}
 IFS=: read -r -a stress_libraries <<<"${GC_LIBRARY_PATHS:-}"
 echo "skipped: stress in incremental mode on Debian's collector (a forked child has lost an object there)"
 for library in "" "${stress_libraries[@]}"; do
@@ -226,16 +240,8 @@ for library in "" "${stress_libraries[@]}"; do
     done
     for markers in 1 2; do
         stress "full $markers $library" 0 "LD_LIBRARY_PATH=$library" GC_MARKERS=$markers
-        for source in "${sources[@]}"; do
-            for policy in "${policies[@]}"; do
-                # 100 us are too few for any heap: all is done in slices
-                for pause in 0 5000 100; do
-                    stress "$source $policy $pause us, $markers markers $library" "$pause" \
-                        "LD_LIBRARY_PATH=$library" GC_MARKERS=$markers GC_ENABLE_INCREMENTAL=1 \
-                        "BARCHAN_TRACKER=$source" "GC_BARCHAN_POLICY=$policy"
-                done
-            done
-        done
+        # 100 us are too few for any heap: all is done in slices
+        stress_tracked "$library" "$markers" 0 5000 100
     done
 done
 # with the collector's assertions, and slices so short that a small heap has some
@@ -243,15 +249,9 @@ checked=${GC_CHECKED_PATH:-}
 if [ -n "$checked" ] && [ ! -e "$checked/libgc.so.1" ]; then
     bad "stress: no collector in GC_CHECKED_PATH=$checked"
 elif [ -n "$checked" ]; then
-    for source in auto mprotect; do
-        for policy in auto partial alternate; do
-            for pause in 5000 100; do
-                stress "$source $policy $pause us, checked" "$pause" "LD_LIBRARY_PATH=$checked" \
-                    GC_MARKERS=2 GC_ENABLE_INCREMENTAL=1 "BARCHAN_TRACKER=$source" \
-                    "GC_BARCHAN_POLICY=$policy"
-            done
-        done
-    done
+    sources=(auto mprotect)
+    policies=(auto partial alternate)
+    stress_tracked "$checked" 2 5000 100
 else
     echo "skipped: stress with the collector's assertions (GC_CHECKED_PATH is not set)"
 fi
