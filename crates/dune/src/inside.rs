@@ -19,8 +19,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use crate::calls::{CALL_HANDLE_FAULTS, CALL_INSIDE, CALL_POPULATE, CALL_SPACE, written};
 use crate::faults::{self, FaultHandler};
 use crate::harvest;
-use crate::paging::private::is_unclean;
-use crate::paging::{self, ENTRIES, FLUSHED, Flags, HELD, PAGE, TABLE_SPAN, USER_END};
+use crate::paging::{ENTRIES, FLUSHED, Flags, HELD, PAGE, TABLE_SPAN, USER_END};
 use crate::process::switch::request;
 use crate::process::{run, thread};
 use crate::shootdown::{FlushLocal, Scope};
@@ -533,14 +532,13 @@ impl Entry {
     pub fn is_dirty(self) -> bool {
         let mut dirty =
             !self.flags().contains(Flags::PRESENT) || self.flags().contains(Flags::DIRTY);
-        self.for_each_copy(|copy| dirty |= is_unclean(copy.load(Ordering::Relaxed)));
+        private::peek(&self.range(), |_| dirty = true);
         dirty
     }
 
-    /// Calls `f` with the entries for the page that private spaces have of their own.
-    fn for_each_copy(self, mut f: impl FnMut(&AtomicU64)) {
-        let page = self.page..self.page + PAGE_SIZE;
-        private::for_each_own_leaf(&page, |_, entries| entries.iter().for_each(&mut f));
+    /// The page, of which private spaces may have entries of their own.
+    fn range(self) -> Range<usize> {
+        self.page..self.page + PAGE_SIZE
     }
 
     /// Clears the D bit.
@@ -556,17 +554,18 @@ impl Entry {
 
     fn clear(self, flag: Flags) -> FlushOwed {
         let clearing = Clearing::begin();
+        let clear = |entry: &AtomicU64| {
+            usize::from(entry.fetch_and(!flag.bits(), Ordering::AcqRel) & flag.bits() != 0)
+        };
         let mut cleared = 0;
-        self.for_each_copy(|copy| {
-            if flag == Flags::DIRTY {
-                cleared += usize::from(paging::private::collect(copy));
-            } else {
-                cleared +=
-                    usize::from(copy.fetch_and(!flag.bits(), Ordering::AcqRel) & flag.bits() != 0);
-            }
-        });
-        let before = self.entry.fetch_and(!flag.bits(), Ordering::AcqRel);
-        cleared += usize::from(before & flag.bits() != 0);
+        if flag == Flags::DIRTY {
+            cleared += private::collect(&self.range(), |_| true, |_| ());
+        } else {
+            private::for_each_own_leaf(&self.range(), |_, entries| {
+                cleared += entries.iter().map(clear).sum::<usize>();
+            });
+        }
+        cleared += clear(self.entry);
         FlushOwed { inside: self.inside, cleared, clearing }
     }
 }

@@ -267,6 +267,16 @@ fn segment(selector: u16, type_: u8, dpl: u8, long: bool) -> kvm::kvm_segment {
     }
 }
 
+impl KvmVcpu {
+    fn change_sregs(&mut self, change: impl FnOnce(&mut kvm::kvm_sregs)) -> Result<(), HostError> {
+        let mut sregs = self.cpu.get_sregs().step("KVM_GET_SREGS")?;
+        change(&mut sregs);
+        // KVM on SVM calls every task state segment busy (Linux: `svm_get_segment`), whatever it was set to.
+        sregs.tr.type_ = SHARED.get().expect("open made it").tss_type;
+        self.cpu.set_sregs(&sregs).step("KVM_SET_SREGS")
+    }
+}
+
 impl Vcpu for KvmVcpu {
     fn start(&mut self, start: &Start) -> Result<(), HostError> {
         let shared = SHARED.get().expect("open made it");
@@ -405,22 +415,13 @@ impl Vcpu for KvmVcpu {
     }
 
     fn set_bases(&mut self, fs: u64, gs: u64) -> Result<(), HostError> {
-        let mut sregs = self.cpu.get_sregs().step("KVM_GET_SREGS")?;
-        sregs.fs.base = fs;
-        sregs.gs.base = gs;
-        // KVM on SVM calls every task state segment busy (Linux: `svm_get_segment`), whatever it was set to.
-        sregs.tr.type_ = SHARED.get().expect("open made it").tss_type;
-        self.cpu.set_sregs(&sregs).step("KVM_SET_SREGS")
+        self.change_sregs(|sregs| (sregs.fs.base, sregs.gs.base) = (fs, gs))
     }
 
     // A new CR3 makes KVM load the tables anew, which flushes what the processor has of the earlier ones and, where it
     // shadows them, reads all again that the guest has changed (Linux: `kvm_mmu_reset_context`, `kvm_mmu_load`).
     fn set_root(&mut self, cr3: u64) -> Result<(), HostError> {
-        let mut sregs = self.cpu.get_sregs().step("KVM_GET_SREGS")?;
-        sregs.cr3 = cr3;
-        // As in `set_bases`.
-        sregs.tr.type_ = SHARED.get().expect("open made it").tss_type;
-        self.cpu.set_sregs(&sregs).step("KVM_SET_SREGS")
+        self.change_sregs(|sregs| sregs.cr3 = cr3)
     }
 
     fn forget_exception(&mut self) -> Result<(), HostError> {

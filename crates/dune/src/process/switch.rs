@@ -105,17 +105,21 @@ impl Guest<'_> {
         }
         let mut space = SPACE.lock();
         if private::leave(id) {
-            self.free_tables(&mut space, id);
-            space.forget_private(id);
+            self.end(&mut space, id);
         }
+    }
+
+    /// Goes to the main tables.
+    fn load_main(&mut self) {
+        let main = SPACE.lock().root();
+        self.must(|cpu| cpu.set_root(main));
     }
 
     /// `thread`, this one or one that is gone, uses no space any more.
     pub(crate) fn leave_all(&mut self, thread: &Thread) {
         let (current, held) = (thread.space.replace(MAIN), thread.held.replace(MAIN));
         if thread.index == self.thread.index && current != MAIN {
-            let main = SPACE.lock().root();
-            self.must(|cpu| cpu.set_root(main));
+            self.load_main();
         }
         self.leave(current);
         self.leave(held);
@@ -128,8 +132,7 @@ impl Guest<'_> {
         if current == MAIN {
             return;
         }
-        let main = SPACE.lock().root();
-        self.must(|cpu| cpu.set_root(main));
+        self.load_main();
         let before = self.thread.held.replace(current);
         self.leave(before);
     }
@@ -154,10 +157,15 @@ impl Guest<'_> {
     fn give_up(&mut self, id: u32) -> Result<(), Refusal> {
         let mut space = SPACE.lock();
         if space.give_up(id)? {
-            self.free_tables(&mut space, id);
-            space.forget_private(id);
+            self.end(&mut space, id);
         }
         Ok(())
+    }
+
+    /// Ends a space that nobody is in, nor will be.
+    fn end(&mut self, space: &mut Space, id: u32) {
+        self.free_tables(space, id);
+        space.forget_private(id);
     }
 
     /// Frees the tables of a space in which nobody is.

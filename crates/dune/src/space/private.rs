@@ -130,10 +130,14 @@ fn record(id: u32) -> Option<&'static Record> {
     same.then_some(record)
 }
 
+/// The records that were ever used.
+fn used() -> &'static [Record] {
+    &RECORDS[..USED.load(Ordering::Acquire)]
+}
+
 /// Those that have tables.
 fn roots() -> impl Iterator<Item = u64> {
-    let used = USED.load(Ordering::Acquire);
-    RECORDS[..used].iter().map(|r| r.root.load(Ordering::SeqCst)).filter(|root| *root != 0)
+    used().iter().map(|r| r.root.load(Ordering::SeqCst)).filter(|root| *root != 0)
 }
 
 /// Somebody looks at tables of private spaces without the lock.
@@ -239,12 +243,12 @@ pub(crate) fn renew(current: u32, held: u32) {
     for count in [&TABLES, &LOOKING, &USERS] {
         count.store(0, Ordering::Relaxed);
     }
-    for record in &RECORDS[..USED.load(Ordering::Relaxed)] {
+    for record in used() {
         record.root.store(0, Ordering::Relaxed);
         record.users.store(0, Ordering::Relaxed);
     }
     [current, held].into_iter().for_each(join);
-    for record in &RECORDS[..USED.load(Ordering::Relaxed)] {
+    for record in used() {
         let gone = record.state.load(Ordering::Relaxed) == GIVEN_UP
             && record.users.load(Ordering::Relaxed) == 0;
         if gone {
@@ -341,9 +345,8 @@ impl Space {
 
     /// Where CR3 leads for whoever is in some space, but for `except`.
     pub(crate) fn roots_in_use(&self, except: u64) -> impl Iterator<Item = u64> + use<> {
-        let used = USED.load(Ordering::Acquire);
         let main = self.root();
-        let private = RECORDS[..used]
+        let private = used()
             .iter()
             .filter(|record| record.users.load(Ordering::SeqCst) > 0)
             .map(|record| record.root.load(Ordering::SeqCst));
