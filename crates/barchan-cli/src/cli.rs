@@ -417,13 +417,18 @@ fn means(text: &str) -> Result<dune_bench::Means, String> {
 /// `barchan report`
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
-    /// What `barchan bench --json` or `barchan bench paper --json` wrote
-    #[arg(value_name = "FILE.json")]
-    pub(crate) file: PathBuf,
+    /// What `barchan bench --json` or `barchan bench paper --json` wrote; several files of the first
+    /// kind, measured on one machine, are drawn as one
+    #[arg(value_name = "FILE.json", required = true)]
+    pub(crate) files: Vec<PathBuf>,
 
     /// Also write the HTML page to OUT
     #[arg(long, value_name = "OUT")]
     pub(crate) html: Option<PathBuf>,
+
+    /// Also write each figure of the page to a file of its own in DIR (SVG)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) figures: Option<PathBuf>,
 }
 
 fn scale(text: &str) -> Result<f64, String> {

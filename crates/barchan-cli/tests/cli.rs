@@ -463,9 +463,88 @@ fn a_varied_variable_gives_curves_and_comparisons() {
 }
 
 #[test]
+fn switches_are_drawn_as_what_they_change_and_not_as_a_curve() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let html = dir.path().join("v.html");
+    let output = ok(&[
+        "bench",
+        "--workload=gcbench",
+        "--scale=0.05",
+        "--rounds=1",
+        "--config=barchan/generational",
+        "--vary=GC_BARCHAN_OFF=,heat,lift",
+        "--html",
+        &html.to_string_lossy(),
+    ]);
+    assert!(stdout(&output).contains("GC_BARCHAN_OFF=lift"), "{}", stdout(&output));
+    let page = std::fs::read_to_string(&html).expect("the page");
+    assert!(page.contains("barchan/generational: what single values change"), "no figure");
+    assert!(page.contains(">heat</text>") && page.contains(">lift</text>"), "no rows");
+    assert!(!page.contains("<polyline") && !page.contains("NaN"), "names are no curve");
+}
+
+#[test]
 fn list_names_workloads_and_configurations() {
     let text = stdout(&ok(&["bench", "--list"]));
     for wanted in ["tree-clustered", "barchan/incremental", "debian/generational/soft-dirty"] {
         assert!(text.contains(wanted), "{text}");
     }
+}
+
+#[test]
+fn reports_of_one_machine_are_drawn_as_one_and_others_are_refused() {
+    let text = std::fs::read_to_string(fixture()).expect("fixture");
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let part = |name: &str, workload: &str, change: &dyn Fn(&mut Value)| {
+        let mut report: Value = serde_json::from_str(&text).expect("JSON");
+        for list in ["workloads", "runs"] {
+            let key = if list == "runs" { "workload" } else { "name" };
+            report[list].as_array_mut().expect("a list").retain(|entry| entry[key] == workload);
+        }
+        change(&mut report);
+        let file = dir.path().join(name);
+        std::fs::write(&file, report.to_string()).expect("write");
+        file.to_string_lossy().into_owned()
+    };
+    let first = part("first.json", "gcbench", &|_| {});
+    let second = part("second.json", "hashmap", &|report| {
+        report["machine"]["commit"] = "fedcba987654".into();
+    });
+    let figures = dir.path().join("figures");
+    let (html, whole) = (dir.path().join("page.html"), dir.path().join("whole.html"));
+    let merged = ok(&[
+        "report",
+        &first,
+        &second,
+        "--html",
+        &html.to_string_lossy(),
+        "--figures",
+        &figures.to_string_lossy(),
+    ]);
+    // All that the whole report says of the workloads, with both commits.
+    let whole_text = stdout(&ok(&["report", &fixture(), "--html", &whole.to_string_lossy()]));
+    assert!(whole_text.lines().filter(|line| line.starts_with("  ")).count() > 10);
+    for line in whole_text.lines().filter(|line| line.starts_with("  ")) {
+        assert!(stdout(&merged).contains(line), "{line:?} is missing");
+    }
+    let page = std::fs::read_to_string(&html).expect("the page");
+    assert!(page.contains("0123456789ab, fedcba987654"), "the commits");
+    for name in ["gcbench-time-pauses-and-peak-heap.svg", "hashmap-time-pauses-and-peak-heap.svg"] {
+        assert!(figures.join(name).exists(), "no {name}");
+    }
+
+    let other = |change: &dyn Fn(&mut Value)| part("other.json", "hashmap", change);
+    let refused = |file: &str, wanted: &str| {
+        let output = barchan(&["report", &first, file]);
+        assert_eq!(output.status.code(), Some(1), "{wanted}");
+        assert!(stderr(&output).contains(wanted), "{}", stderr(&output));
+    };
+    refused(&first, "is in both");
+    refused(&other(&|report| report["machine"]["cpu"] = "Another CPU".into()), "the machine");
+    refused(&other(&|report| report["pause_ms"] = 7.into()), "limit of pauses");
+    refused(&other(&|report| report["rounds"] = 3.into()), "the number of rounds");
+    let rebuilt = |report: &mut Value| {
+        report["collectors"][2]["description"] = "of another build".into();
+    };
+    refused(&other(&rebuilt), "a collector");
 }

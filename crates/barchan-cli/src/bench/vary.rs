@@ -80,6 +80,13 @@ impl FromStr for Vary {
     }
 }
 
+impl Setting {
+    /// Whether the value is a name: one that has no place on an axis, as a number has.
+    pub(crate) fn is_a_name(&self) -> bool {
+        self.value.as_ref().is_some_and(|value| value.parse::<f64>().is_err())
+    }
+}
+
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.value {
@@ -131,9 +138,12 @@ impl Curve {
 }
 
 /// The curves of one workload's rows, in the order of the configurations; configurations without
-/// a setting have none.
+/// a setting have none, nor has any if a value is a name: names are no steps from one heap to another.
 pub(crate) fn curves(rows: &[Row<'_>]) -> Vec<Curve> {
     let mut curves: Vec<Curve> = Vec::new();
+    if rows.iter().any(|row| row.info().setting.as_ref().is_some_and(Setting::is_a_name)) {
+        return curves;
+    }
     for row in rows {
         let (Some(cell), Some(setting)) = (row.cell(), &row.info().setting) else { continue };
         let point = Point {

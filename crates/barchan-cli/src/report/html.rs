@@ -9,7 +9,7 @@ use crate::bench::model::{Report, WorkloadInfo};
 use crate::bench::summary::{self, Cell, Row};
 use crate::machine::Machine;
 
-const STYLE: &str = include_str!("style.css");
+pub(super) const STYLE: &str = include_str!("style.css");
 
 /// The beginning of a page.
 pub(super) fn head(page: &mut String, title: &str, started: &str) {

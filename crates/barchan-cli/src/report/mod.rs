@@ -1,12 +1,15 @@
 //! The table and the HTML page: for a benchmark that just ended, and for `barchan report`,
 //! which draws those of an earlier one again.
 
+mod figures;
 mod grid;
 pub(crate) mod html;
+mod merge;
 pub(crate) mod paper;
 pub(crate) mod paper_html;
 mod paper_plot;
 mod plot;
+mod switches;
 pub(crate) mod table;
 mod vary;
 
@@ -14,13 +17,13 @@ use std::process::ExitCode;
 
 use barchan_boehm::Result;
 
-use crate::bench::model::{Any, Report};
+use crate::bench::model::Any;
 use crate::cli::ReportArgs;
 use crate::write_file;
 
 /// Runs the subcommand.
 pub(crate) fn command(args: &ReportArgs) -> Result<ExitCode> {
-    let (text, page) = match Report::read(&args.file)? {
+    let (text, page) = match merge::read(&args.files)? {
         Any::Plain(report) => (table::render(&report), html::render(&report)),
         Any::Paper(report) => (paper::render(&report), paper_html::render(&report)),
     };
@@ -28,6 +31,10 @@ pub(crate) fn command(args: &ReportArgs) -> Result<ExitCode> {
     if let Some(path) = &args.html {
         write_file(path, &page)?;
         eprintln!("report: {}", path.display());
+    }
+    if let Some(dir) = &args.figures {
+        let count = figures::write(&page, dir)?;
+        eprintln!("figures: {count} in {}", dir.display());
     }
     Ok(ExitCode::SUCCESS)
 }

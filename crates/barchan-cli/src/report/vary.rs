@@ -7,6 +7,7 @@ use super::grid::{self, Grid};
 use super::html::escape;
 use super::number;
 use super::plot::{Axis, tick_label};
+use super::switches;
 use crate::bench::config::{Config, Mode};
 use crate::bench::model::{Report, WorkloadInfo};
 use crate::bench::summary::{self, Row};
@@ -127,26 +128,48 @@ pub(crate) fn render_html(report: &Report) -> String {
     if !is_varied(report) {
         return page;
     }
-    page.push_str("<h2>Time against peak heap</h2>\n");
-    for (workload, rows) in measured(report) {
-        let curves = vary::curves(&rows);
-        if curves.is_empty() {
-            continue;
+    let curves = measured(report)
+        .map(|(workload, rows)| (workload, vary::curves(&rows)))
+        .filter(|(_, curves)| !curves.is_empty());
+    for (n, (workload, curves)) in curves.enumerate() {
+        if n == 0 {
+            page.push_str("<h2>Time against peak heap</h2>\n");
         }
-        put(
+        card(
             &mut page,
-            format_args!(
-                "<figure class=\"card\" style=\"margin-inline:0\">\n{}<figcaption class=\"note\">{}: a \
-                 point for each setting, medians. Left and down is better.</figcaption></figure>\n",
-                figure(workload, &curves),
-                escape(&workload.name)
+            &figure(workload, &curves),
+            &format!(
+                "{}: a point for each setting, medians. Left and down is better.",
+                workload.name
             ),
+        );
+    }
+    let rows: Vec<_> =
+        measured(report).map(|(workload, rows)| (workload.name.as_str(), rows)).collect();
+    for (title, svg) in switches::figures(&rows) {
+        put(&mut page, format_args!("<h2>{}</h2>\n", escape(&title)));
+        card(
+            &mut page,
+            &svg,
+            "Time over the median time with the variable unset: bars: median, lines: fastest and slowest round. \
+             Above 1: what the value changes made the program slower, so what it switches off is worth that.",
         );
     }
     for (title, grid) in grids(report) {
         put(&mut page, format_args!("<p>{title}</p>{}", grid.html()));
     }
     page
+}
+
+fn card(page: &mut String, svg: &str, caption: &str) {
+    put(
+        page,
+        format_args!(
+            "<figure class=\"card\" style=\"margin-inline:0\">\n{svg}<figcaption class=\"note\">{}</figcaption>\
+             </figure>\n",
+            escape(caption)
+        ),
+    );
 }
 
 /// Width and height of a figure, and the rectangle of its axes.
