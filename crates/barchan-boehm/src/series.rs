@@ -26,6 +26,7 @@ pub const CHOICES: &[&str] = &[
     "preclean",
     "background",
     "walks",
+    "room",
 ];
 
 /// How exactly a patch must fit.
