@@ -9,6 +9,11 @@
 //!
 //! One fault of a CPU is in handling at a time: a fault in the handler goes to the monitor. Signals that
 //! come before the frame is moved roll the fault back: the instruction faults again.
+//!
+//! All of this code is memory like any other, whose entries may go at any time, and then it faults itself. So
+//! what runs while a fault would overwrite the frame, or find it half taken, is in the page of stubs, which always
+//! has its entry: from the gate until the handler stack is marked as in use, and from where it is free again
+//! until the return. It touches nothing but the CPU's own stacks, which have theirs too.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -54,15 +59,21 @@ const UP: usize = tables::HANDLER_TOP - tables::FAULT_FRAME;
 const BUSY: usize = tables::HANDLER_BUSY - tables::HANDLER_TOP;
 
 core::arch::global_asm!(
+    // Copied to the page of stubs ([`write_stubs`]), and executed only there.
+    ".pushsection .rodata.barchan_dune_fault, \"a\"",
     ".globl barchan_dune_fault",
     ".globl barchan_dune_fault_exit",
-    ".globl barchan_dune_fault_moved",
+    ".globl barchan_dune_fault_target",
+    ".globl barchan_dune_fault_back",
     ".globl barchan_dune_fault_return",
+    ".globl barchan_dune_fault_end",
     ".hidden barchan_dune_fault",
     ".hidden barchan_dune_fault_exit",
-    ".hidden barchan_dune_fault_moved",
+    ".hidden barchan_dune_fault_target",
+    ".hidden barchan_dune_fault_back",
     ".hidden barchan_dune_fault_return",
-    ".type barchan_dune_fault,@function",
+    ".hidden barchan_dune_fault_end",
+    ".balign 8",
     // On the fault stack: error code, RIP, CS, RFLAGS, RSP, SS. No register is free.
     "barchan_dune_fault:",
     "bts dword ptr [rsp + {up} + {busy}], 0",
@@ -81,6 +92,41 @@ core::arch::global_asm!(
     "push qword ptr [rsp + 40 - {up}]",
     "push qword ptr [rsp + 40 - {up}]",
     "push qword ptr [rsp + 40 - {up}]",
+    "jmp qword ptr [rip + barchan_dune_fault_target]",
+    ".balign 8",
+    "barchan_dune_fault_target:",
+    ".quad 0",
+    // On the handler stack: the registers, whether the fault was handled, RIP, CS, RFLAGS, RSP, SS.
+    "barchan_dune_fault_back:",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop r11",
+    "pop r10",
+    "pop r9",
+    "pop r8",
+    "pop rbp",
+    "pop rdi",
+    "pop rsi",
+    "pop rdx",
+    "pop rcx",
+    "pop rbx",
+    "pop rax",
+    // Not handled: left busy, so that the instruction, executed again, goes to the monitor.
+    "test dword ptr [rsp], 1",
+    "lea rsp, [rsp + 8]",
+    "jz barchan_dune_fault_return",
+    "btr dword ptr [rsp + 40 + {busy}], 0",
+    "barchan_dune_fault_return:",
+    "iretq",
+    ".balign 8",
+    "barchan_dune_fault_end:",
+    ".popsection",
+    // And this is executed where it is.
+    ".globl barchan_dune_fault_moved",
+    ".hidden barchan_dune_fault_moved",
+    ".type barchan_dune_fault_moved,@function",
     "barchan_dune_fault_moved:",
     "push rax",
     "push rbx",
@@ -123,7 +169,7 @@ core::arch::global_asm!(
     "fxsave64 [rsp]",
     "5:",
     "call {dispatch}",
-    "mov r12d, eax",
+    "movzx r12d, al",
     "mov eax, {features}",
     "xor edx, edx",
     "cmp byte ptr [rip + {xsave}], 0",
@@ -134,49 +180,51 @@ core::arch::global_asm!(
     "fxrstor64 [rsp]",
     "7:",
     "mov rsp, rbx",
-    // Not handled: left busy, so that the instruction, executed again, goes to the monitor.
-    "test r12b, r12b",
-    "jz 3f",
-    "btr dword ptr [rsp + 15 * 8 + 48 + {busy}], 0",
-    "3:",
-    "pop r15",
-    "pop r14",
-    "pop r13",
-    "pop r12",
-    "pop r11",
-    "pop r10",
-    "pop r9",
-    "pop r8",
-    "pop rbp",
-    "pop rdi",
-    "pop rsi",
-    "pop rdx",
-    "pop rcx",
-    "pop rbx",
-    "pop rax",
-    "lea rsp, [rsp + 8]",
-    "barchan_dune_fault_return:",
-    "iretq",
-    ".size barchan_dune_fault, . - barchan_dune_fault",
+    // In place of the error code.
+    "mov [rsp + 15 * 8], r12",
+    "jmp qword ptr [rip + {back}]",
+    ".size barchan_dune_fault_moved, . - barchan_dune_fault_moved",
     up = const UP,
     busy = const BUSY,
     port = const tables::PORT_EXCEPTION + 14,
     features = const crate::host::kvm::XCR0_WANTED,
     ss = const crate::host::kvm::USER_SS,
     xsave = sym XSAVE,
+    back = sym BACK,
     dispatch = sym dispatch,
 );
 
 unsafe extern "C" {
-    fn barchan_dune_fault();
-    fn barchan_dune_fault_exit();
+    static barchan_dune_fault: [u8; 0];
+    static barchan_dune_fault_exit: [u8; 0];
+    static barchan_dune_fault_target: [u8; 0];
+    static barchan_dune_fault_back: [u8; 0];
+    static barchan_dune_fault_return: [u8; 0];
+    static barchan_dune_fault_end: [u8; 0];
     fn barchan_dune_fault_moved();
-    fn barchan_dune_fault_return();
 }
 
-/// Where the gate's stub goes once there is a handler.
-pub(crate) fn entry() -> usize {
-    barchan_dune_fault as *const () as usize
+/// Where the handled fault goes to return, in the page of stubs.
+static BACK: AtomicU64 = AtomicU64::new(0);
+
+/// Where the label is, from the beginning of what is copied.
+fn offset(label: *const [u8; 0]) -> usize {
+    label as usize - &raw const barchan_dune_fault as usize
+}
+
+/// The code for the page of stubs, to be put at `place`, in words; `put` writes one.
+pub(crate) fn write_stubs(place: usize, mut put: impl FnMut(usize, u64)) {
+    let len = offset(&raw const barchan_dune_fault_end);
+    // SAFETY: the assembler's output, from its first label to its last.
+    let code =
+        unsafe { core::slice::from_raw_parts((&raw const barchan_dune_fault).cast::<u8>(), len) };
+    for (index, bytes) in code.chunks_exact(8).enumerate() {
+        let mut word = [0; 8];
+        word.copy_from_slice(bytes);
+        put(place + 8 * index, u64::from_le_bytes(word));
+    }
+    put(place + offset(&raw const barchan_dune_fault_target), moved());
+    BACK.store((place + offset(&raw const barchan_dune_fault_back)) as u64, Ordering::Release);
 }
 
 /// Where the monitor enters with a frame on the handler stack.
@@ -195,14 +243,14 @@ pub(crate) enum Part {
     Return,
 }
 
-/// Which part `rip` is in, as far as a signal must know.
-pub(crate) fn part_at(rip: u64) -> Option<Part> {
-    let at = |f: unsafe extern "C" fn()| f as *const () as u64;
-    if rip == at(barchan_dune_fault_exit) {
+/// Which part the code is in that is `at` bytes behind the beginning of [`write_stubs`]', as far as a signal must
+/// know. (While registers are taken from the handler stack, it is marked as in use, and nothing is lost.)
+pub(crate) fn part_at(at: usize) -> Option<Part> {
+    if at == offset(&raw const barchan_dune_fault_exit) {
         Some(Part::Exit)
-    } else if rip == at(barchan_dune_fault_return) {
+    } else if at == offset(&raw const barchan_dune_fault_return) {
         Some(Part::Return)
-    } else if (at(barchan_dune_fault)..at(barchan_dune_fault_moved)).contains(&rip) {
+    } else if at < offset(&raw const barchan_dune_fault_target) {
         Some(Part::Beginning)
     } else {
         None

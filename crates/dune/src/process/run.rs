@@ -158,28 +158,24 @@ impl Guest<'_> {
                     registers.rsp = frame.rsp;
                     self.place = Place::Ring0;
                 }
-                None => {
-                    self.place = Place::Ring3;
-                    match faults::part_at(registers.rip) {
-                        Some(Part::Exit) => return self.exception(14),
-                        Some(Part::Beginning) => {
-                            self.place = Place::Faulted;
-                            // The instruction will fault again.
-                            let frame = tables::read_frame(self.thread.index, 14);
-                            registers.rip = frame.rip;
-                            registers.rflags = frame.rflags;
-                            registers.rsp = frame.rsp;
-                            tables::release_handler(self.thread.index, frame.rsp);
-                        }
-                        Some(Part::Return) => {
-                            let frame = tables::read_iret_frame(registers.rsp);
-                            registers.rip = frame.rip;
-                            registers.rflags = frame.rflags;
-                            registers.rsp = frame.rsp;
-                        }
-                        None => {}
-                    }
+                Some(Stub::Fault(Some(Part::Exit))) => return self.exception(14),
+                Some(Stub::Fault(Some(Part::Beginning))) => {
+                    self.place = Place::Faulted;
+                    // The instruction will fault again.
+                    let frame = tables::read_frame(self.thread.index, 14);
+                    registers.rip = frame.rip;
+                    registers.rflags = frame.rflags;
+                    registers.rsp = frame.rsp;
+                    tables::release_handler(self.thread.index, frame.rsp);
                 }
+                Some(Stub::Fault(Some(Part::Return))) => {
+                    self.place = Place::Faulted;
+                    let frame = tables::read_iret_frame(registers.rsp);
+                    registers.rip = frame.rip;
+                    registers.rflags = frame.rflags;
+                    registers.rsp = frame.rsp;
+                }
+                Some(Stub::Fault(None)) | None => self.place = Place::Ring3,
             }
             self.all = true;
         }

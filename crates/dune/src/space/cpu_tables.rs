@@ -14,6 +14,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::arena;
+use crate::faults::{self, Part};
 use crate::host::kvm::{TSS_SELECTOR, USER_CS, USER_SS};
 use crate::sys::PAGE_SIZE;
 
@@ -53,6 +54,8 @@ const STUB_WIPE: usize = 152;
 const PAGE_FAULT: u8 = 14;
 const STUB_EXCEPTION: usize = 256;
 const STUB_EXCEPTION_LEN: usize = 8;
+/// What handles page faults, where it may not fault itself ([`faults::write_stubs`]).
+const STUB_FAULT: usize = STUB_EXCEPTION + EXCEPTIONS as usize * STUB_EXCEPTION_LEN;
 
 /// Offsets in a CPU's page of descriptors, which ring 3 cannot reach.
 const TSS_OFFSET: usize = 512;
@@ -171,9 +174,10 @@ pub(crate) fn refused(cpu: usize, address: u64) -> bool {
     word.swap(0, Ordering::Relaxed) == address && address != 0
 }
 
-/// Sends page faults to `target`, code at ring 3.
-pub(crate) fn deliver_page_faults(target: usize) {
-    put(stubs() + STUB_TARGET, target as u64);
+/// Sends page faults to the program's handler, or to the monitor.
+pub(crate) fn deliver_page_faults(handled: bool) {
+    let target = if handled { STUB_FAULT } else { STUB_PAGE_FAULT };
+    put(stubs() + STUB_TARGET, (stubs() + target) as u64);
 }
 
 /// What an address in the page of stubs is about to do.
@@ -190,6 +194,8 @@ pub(crate) enum Stub {
     Breakpoint,
     /// Call the monitor for this exception.
     Exception(u8),
+    /// Handle a page fault; `None`: in a part that needs no care.
+    Fault(Option<Part>),
 }
 
 /// Which stub `rip` is in, if it is in one.
@@ -203,6 +209,7 @@ pub(crate) fn stub_at(rip: u64) -> Option<Stub> {
         }
         STUB_PAGE_FAULT => Stub::Exception(PAGE_FAULT),
         _ if offset < STUB_EXCEPTION => Stub::Sysret,
+        _ if offset >= STUB_FAULT => Stub::Fault(faults::part_at(offset - STUB_FAULT)),
         _ => Stub::Exception(((offset - STUB_EXCEPTION) / STUB_EXCEPTION_LEN) as u8),
     })
 }
@@ -249,11 +256,8 @@ pub(crate) fn write_shared() {
         put(stub as usize, u64::from_le_bytes(code));
         if vector == PAGE_FAULT {
             put(stubs() + STUB_PAGE_FAULT, u64::from_le_bytes(code));
-            deliver_page_faults(if crate::faults::handled() {
-                crate::faults::entry()
-            } else {
-                stubs() + STUB_PAGE_FAULT
-            });
+            faults::write_stubs(stubs() + STUB_FAULT, put);
+            deliver_page_faults(faults::handled());
             // jmp [rip + target]
             let [d0, d1, d2, d3] = ((stubs() + STUB_TARGET) as i64 - (stub as i64 + 6))
                 .to_le_bytes()[..4]
