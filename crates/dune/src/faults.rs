@@ -20,6 +20,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
 
 use crate::paging::{Flags, HELD, PAGE};
+use crate::ring::Ring;
 use crate::space::{self, cpu_tables as tables};
 use crate::stores;
 
@@ -63,12 +64,14 @@ core::arch::global_asm!(
     ".pushsection .rodata.barchan_dune_fault, \"a\"",
     ".globl barchan_dune_fault",
     ".globl barchan_dune_fault_exit",
+    ".globl barchan_dune_fault_stack_segment",
     ".globl barchan_dune_fault_target",
     ".globl barchan_dune_fault_back",
     ".globl barchan_dune_fault_return",
     ".globl barchan_dune_fault_end",
     ".hidden barchan_dune_fault",
     ".hidden barchan_dune_fault_exit",
+    ".hidden barchan_dune_fault_stack_segment",
     ".hidden barchan_dune_fault_target",
     ".hidden barchan_dune_fault_back",
     ".hidden barchan_dune_fault_return",
@@ -87,6 +90,7 @@ core::arch::global_asm!(
     // the same privilege level, and no processor returns to that. Then each push reads the next lower
     // word of the frame.
     "push {ss}",
+    "barchan_dune_fault_stack_segment:",
     "push qword ptr [rsp + 40 - {up}]",
     "push qword ptr [rsp + 40 - {up}]",
     "push qword ptr [rsp + 40 - {up}]",
@@ -197,6 +201,7 @@ core::arch::global_asm!(
 unsafe extern "C" {
     static barchan_dune_fault: [u8; 0];
     static barchan_dune_fault_exit: [u8; 0];
+    static barchan_dune_fault_stack_segment: [u8; 0];
     static barchan_dune_fault_target: [u8; 0];
     static barchan_dune_fault_back: [u8; 0];
     static barchan_dune_fault_return: [u8; 0];
@@ -218,9 +223,14 @@ pub(crate) fn write_stubs(place: usize, mut put: impl FnMut(usize, u64)) {
     // SAFETY: the assembler's output, from its first label to its last.
     let code =
         unsafe { core::slice::from_raw_parts((&raw const barchan_dune_fault).cast::<u8>(), len) };
+    // The byte that PUSH has pushed as SS.
+    let selector = offset(&raw const barchan_dune_fault_stack_segment) - 1;
     for (index, bytes) in code.chunks_exact(8).enumerate() {
         let mut word = [0; 8];
         word.copy_from_slice(bytes);
+        if selector / 8 == index {
+            word[selector % 8] = Ring::current().stack() as u8;
+        }
         put(place + 8 * index, u64::from_le_bytes(word));
     }
     put(place + offset(&raw const barchan_dune_fault_target), moved());
