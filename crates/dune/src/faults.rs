@@ -1,7 +1,7 @@
-//! Page faults of protected pages, handled by the program itself at ring 3, without an exit.
+//! Page faults of protected pages, handled by the program itself at its ring, without an exit.
 //!
 //! [`Inside::protect`](crate::inside::Inside::protect) takes the right to write from entries and marks them
-//! (software bit 9). A write to such a page faults; the gate delivers at ring 3, on the CPU's fault
+//! (software bit 9). A write to such a page faults; the gate delivers at the program's ring, on the CPU's fault
 //! stack, and the code below moves the frame to a handler stack, finds which protected page the
 //! instruction writes to by decoding it (CR2 cannot be read at ring 3), and calls the handler. Where
 //! decoding does not find it (gathers and scatters, implicit operands) the page fault goes the long way: the
@@ -45,7 +45,7 @@ pub struct FaultFrame {
 /// Handles a write to the protected page at `address`: makes it writable and returns `true`, and the
 /// instruction is executed again; or returns `false`, and the program gets SIGSEGV.
 ///
-/// It runs at ring 3 in the middle of the program, on a stack of 24 KiB: it must return, and not
+/// It runs at the program's ring, in the middle of it, on a stack of 24 KiB: it must return, and not
 /// allocate, lock, fork or make another protected page fault.
 pub type FaultHandler = fn(address: usize, frame: &mut FaultFrame) -> bool;
 
@@ -287,7 +287,7 @@ pub(crate) fn set_handler(handler: FaultHandler) {
     HANDLER.store(handler as usize, Ordering::Release);
 }
 
-/// At ring 3, on the handler stack.
+/// On the handler stack, at the program's ring.
 extern "C" fn dispatch(frame: &mut FaultFrame) -> bool {
     let handler = HANDLER.load(Ordering::Acquire);
     if handler == 0 {
@@ -320,6 +320,14 @@ extern "C" fn dispatch(frame: &mut FaultFrame) -> bool {
 
 /// The protected page that the instruction writes to, if its operands show it: the first byte there.
 fn protected_operand(frame: &FaultFrame) -> Option<u64> {
+    if Ring::current() == Ring::Zero {
+        let address: u64;
+        // SAFETY: at ring 0. A fault of this code's own since then has left its address there, of no protected page.
+        unsafe { core::arch::asm!("mov {}, cr2", out(reg) address, options(nomem, nostack)) };
+        if is_held(address) {
+            return Some(address);
+        }
+    }
     let mut bytes = [0u8; 15];
     // Not into the next page, which may not be there.
     let len = (PAGE - frame.rip % PAGE).min(15) as usize;
