@@ -107,6 +107,7 @@ Examples:
   barchan run --tracker mprotect --stats stats.json -- ecl --shell test.lisp
   barchan run --dune -- python3 script.py
   barchan run --dune --tracker guest-pte -- guile script.scm
+  barchan run --dune --ring 0 -- ./uses-invlpg
 
 With --dune the program, and every program that it executes, runs in guest mode: any that is
 dynamically linked. With --tracker too it runs there on the collector, in the mode asked for; with
@@ -139,6 +140,11 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) dune: bool,
 
+    /// Privilege level in guest mode; 0: the program may use privileged instructions itself, which needs
+    /// VT-x or SVM, and is no security boundary [default: 3]
+    #[arg(long, value_enum, requires = "dune")]
+    pub(crate) ring: Option<Ring>,
+
     /// Also write the summary as JSON to FILE
     #[arg(long, value_name = "FILE")]
     pub(crate) stats: Option<PathBuf>,
@@ -146,6 +152,17 @@ pub(crate) struct RunArgs {
     /// The program and its arguments, after --
     #[arg(last = true, required = true, value_name = "PROG ARGS")]
     pub(crate) program: Vec<std::ffi::OsString>,
+}
+
+/// A privilege level of `barchan run --dune`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Ring {
+    /// The program may use privileged instructions
+    #[value(name = "0")]
+    Zero,
+    /// As any program
+    #[value(name = "3")]
+    Three,
 }
 
 impl RunArgs {

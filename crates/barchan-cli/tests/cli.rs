@@ -63,6 +63,8 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_possible() {
         (&["run", "--dune", "--mode", "full", "--", "true"], "cannot be used with --dune unless"),
         (&["run", "--dune", "--markers", "2", "--", "true"], "cannot be used with --dune unless"),
         (&["run", "--markers", "0", "--", "true"], "not in 1..=16"),
+        (&["run", "--ring", "0", "--", "true"], "--dune"),
+        (&["run", "--dune", "--ring", "1", "--", "true"], "possible values: 0, 3"),
         (&["build", "--only", "nope"], "possible values: stock"),
         (&["report"], "FILE.json"),
     ];
@@ -87,6 +89,22 @@ fn help_teaches() {
     {
         assert!(text.contains(wanted), "{text}");
     }
+}
+
+#[test]
+fn ring_0_is_refused_where_it_is_not_real() {
+    if dune::host::kind::hardware().is_some() {
+        println!("skipped: this processor has virtualization, so ring 0 may work");
+        return;
+    }
+    let output = barchan(&["run", "--dune", "--ring", "0", "--", "echo", "begun"]);
+    let text = stderr(&output);
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(127), ""), "{text}");
+    assert!(text.contains("cannot run at ring 0: this processor has neither"), "{text}");
+    assert!(text.contains("use a machine with VT-x or SVM"), "{text}");
+    // The other ring is as without the option.
+    let output = ok(&["run", "--dune", "--ring", "3", "--", "echo", "begun"]);
+    assert_eq!(stdout(&output), "begun\n");
 }
 
 #[test]

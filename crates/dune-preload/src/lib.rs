@@ -42,6 +42,11 @@ pub unsafe extern "C" fn barchan_dune_dirty_bits(
 /// The directory for counts, for `barchan run --dune`.
 const DIRECTORY: &std::ffi::CStr = c"BARCHAN_DUNE_DIR";
 
+/// The ring at which the program shall run, "0" or "3" (`barchan run --dune --ring`).
+const RING: &std::ffi::CStr = c"BARCHAN_DUNE_RING";
+/// The exit code of a program that could not be started, as shells have it.
+const NOT_STARTED: i32 = 127;
+
 extern "C" fn constructor() {
     // SAFETY: the variable's value is a C string that nobody changes while the program has not begun.
     let directory = unsafe {
@@ -52,9 +57,28 @@ extern "C" fn constructor() {
         // Whoever wanted the counts may be gone: no reason not to run.
         let _ = dune::stats::record_in(directory);
     }
+    // SAFETY: as above.
+    let ring = unsafe {
+        let value = libc::getenv(RING.as_ptr());
+        if value.is_null() {
+            Some(dune::Ring::Three)
+        } else {
+            dune::Ring::parse(std::ffi::CStr::from_ptr(value).to_bytes())
+        }
+    };
+    let Some(ring) = ring else {
+        dune::stats::report(format_args!("barchan: BARCHAN_DUNE_RING: there are rings 0 and 3\n"));
+        // SAFETY: the program has not begun.
+        unsafe { libc::_exit(NOT_STARTED) }
+    };
     // SAFETY: 1. The program has not begun, so there is one thread, or a library's own that handles no
-    // signals. 2. Whoever preloads this library wants guest mode.
-    if let Err(error) = unsafe { dune::enter() } {
-        dune::stats::report(format_args!("barchan: {error}; running without guest mode\n"));
+    // signals. 2. Whoever preloads this library wants guest mode. 3. Whoever asks for ring 0 knows the program.
+    let Err(error) = (unsafe { dune::enter_at(ring) }) else { return };
+    if ring == dune::Ring::Zero {
+        // A program that is to use privileged instructions cannot do without.
+        dune::stats::report(format_args!("barchan: {error}\n"));
+        // SAFETY: the program has not begun.
+        unsafe { libc::_exit(NOT_STARTED) }
     }
+    dune::stats::report(format_args!("barchan: {error}; running without guest mode\n"));
 }

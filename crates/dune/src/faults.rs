@@ -1,7 +1,7 @@
-//! Page faults of protected pages, handled by the program itself at ring 3, without an exit.
+//! Page faults of protected pages, handled by the program itself at its ring, without an exit.
 //!
 //! [`Inside::protect`](crate::inside::Inside::protect) takes the right to write from entries and marks them
-//! (software bit 9). A write to such a page faults; the gate delivers at ring 3, on the CPU's fault
+//! (software bit 9). A write to such a page faults; the gate delivers at the program's ring, on the CPU's fault
 //! stack, and the code below moves the frame to a handler stack, finds which protected page the
 //! instruction writes to by decoding it (CR2 cannot be read at ring 3), and calls the handler. Where
 //! decoding does not find it (gathers and scatters, implicit operands) the page fault goes the long way: the
@@ -9,12 +9,18 @@
 //!
 //! One fault of a CPU is in handling at a time: a fault in the handler goes to the monitor. Signals that
 //! come before the frame is moved roll the fault back: the instruction faults again.
+//!
+//! All of this code is memory like any other, whose entries may go at any time, and then it faults itself. So
+//! what runs while a fault would overwrite the frame, or find it half taken, is in the page of stubs, which always
+//! has its entry: from the gate until the handler stack is marked as in use, and from where it is free again
+//! until the return. It touches nothing but the CPU's own stacks, which have theirs too.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
 
 use crate::paging::{Flags, HELD, PAGE};
+use crate::ring::Ring;
 use crate::space::{self, cpu_tables as tables};
 use crate::stores;
 
@@ -39,7 +45,7 @@ pub struct FaultFrame {
 /// Handles a write to the protected page at `address`: makes it writable and returns `true`, and the
 /// instruction is executed again; or returns `false`, and the program gets SIGSEGV.
 ///
-/// It runs at ring 3 in the middle of the program, on a stack of 24 KiB: it must return, and not
+/// It runs at the program's ring, in the middle of it, on a stack of 24 KiB: it must return, and not
 /// allocate, lock, fork or make another protected page fault.
 pub type FaultHandler = fn(address: usize, frame: &mut FaultFrame) -> bool;
 
@@ -54,15 +60,23 @@ const UP: usize = tables::HANDLER_TOP - tables::FAULT_FRAME;
 const BUSY: usize = tables::HANDLER_BUSY - tables::HANDLER_TOP;
 
 core::arch::global_asm!(
+    // Copied to the page of stubs ([`write_stubs`]), and executed only there.
+    ".pushsection .rodata.barchan_dune_fault, \"a\"",
     ".globl barchan_dune_fault",
     ".globl barchan_dune_fault_exit",
-    ".globl barchan_dune_fault_moved",
+    ".globl barchan_dune_fault_stack_segment",
+    ".globl barchan_dune_fault_target",
+    ".globl barchan_dune_fault_back",
     ".globl barchan_dune_fault_return",
+    ".globl barchan_dune_fault_end",
     ".hidden barchan_dune_fault",
     ".hidden barchan_dune_fault_exit",
-    ".hidden barchan_dune_fault_moved",
+    ".hidden barchan_dune_fault_stack_segment",
+    ".hidden barchan_dune_fault_target",
+    ".hidden barchan_dune_fault_back",
     ".hidden barchan_dune_fault_return",
-    ".type barchan_dune_fault,@function",
+    ".hidden barchan_dune_fault_end",
+    ".balign 8",
     // On the fault stack: error code, RIP, CS, RFLAGS, RSP, SS. No register is free.
     "barchan_dune_fault:",
     "bts dword ptr [rsp + {up} + {busy}], 0",
@@ -76,11 +90,47 @@ core::arch::global_asm!(
     // the same privilege level, and no processor returns to that. Then each push reads the next lower
     // word of the frame.
     "push {ss}",
+    "barchan_dune_fault_stack_segment:",
     "push qword ptr [rsp + 40 - {up}]",
     "push qword ptr [rsp + 40 - {up}]",
     "push qword ptr [rsp + 40 - {up}]",
     "push qword ptr [rsp + 40 - {up}]",
     "push qword ptr [rsp + 40 - {up}]",
+    "jmp qword ptr [rip + barchan_dune_fault_target]",
+    ".balign 8",
+    "barchan_dune_fault_target:",
+    ".quad 0",
+    // On the handler stack: the registers, whether the fault was handled, RIP, CS, RFLAGS, RSP, SS.
+    "barchan_dune_fault_back:",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop r11",
+    "pop r10",
+    "pop r9",
+    "pop r8",
+    "pop rbp",
+    "pop rdi",
+    "pop rsi",
+    "pop rdx",
+    "pop rcx",
+    "pop rbx",
+    "pop rax",
+    // Not handled: left busy, so that the instruction, executed again, goes to the monitor.
+    "test dword ptr [rsp], 1",
+    "lea rsp, [rsp + 8]",
+    "jz barchan_dune_fault_return",
+    "btr dword ptr [rsp + 40 + {busy}], 0",
+    "barchan_dune_fault_return:",
+    "iretq",
+    ".balign 8",
+    "barchan_dune_fault_end:",
+    ".popsection",
+    // And this is executed where it is.
+    ".globl barchan_dune_fault_moved",
+    ".hidden barchan_dune_fault_moved",
+    ".type barchan_dune_fault_moved,@function",
     "barchan_dune_fault_moved:",
     "push rax",
     "push rbx",
@@ -123,7 +173,7 @@ core::arch::global_asm!(
     "fxsave64 [rsp]",
     "5:",
     "call {dispatch}",
-    "mov r12d, eax",
+    "movzx r12d, al",
     "mov eax, {features}",
     "xor edx, edx",
     "cmp byte ptr [rip + {xsave}], 0",
@@ -134,49 +184,57 @@ core::arch::global_asm!(
     "fxrstor64 [rsp]",
     "7:",
     "mov rsp, rbx",
-    // Not handled: left busy, so that the instruction, executed again, goes to the monitor.
-    "test r12b, r12b",
-    "jz 3f",
-    "btr dword ptr [rsp + 15 * 8 + 48 + {busy}], 0",
-    "3:",
-    "pop r15",
-    "pop r14",
-    "pop r13",
-    "pop r12",
-    "pop r11",
-    "pop r10",
-    "pop r9",
-    "pop r8",
-    "pop rbp",
-    "pop rdi",
-    "pop rsi",
-    "pop rdx",
-    "pop rcx",
-    "pop rbx",
-    "pop rax",
-    "lea rsp, [rsp + 8]",
-    "barchan_dune_fault_return:",
-    "iretq",
-    ".size barchan_dune_fault, . - barchan_dune_fault",
+    // In place of the error code.
+    "mov [rsp + 15 * 8], r12",
+    "jmp qword ptr [rip + {back}]",
+    ".size barchan_dune_fault_moved, . - barchan_dune_fault_moved",
     up = const UP,
     busy = const BUSY,
     port = const tables::PORT_EXCEPTION + 14,
     features = const crate::host::kvm::XCR0_WANTED,
     ss = const crate::host::kvm::USER_SS,
     xsave = sym XSAVE,
+    back = sym BACK,
     dispatch = sym dispatch,
 );
 
 unsafe extern "C" {
-    fn barchan_dune_fault();
-    fn barchan_dune_fault_exit();
+    static barchan_dune_fault: [u8; 0];
+    static barchan_dune_fault_exit: [u8; 0];
+    static barchan_dune_fault_stack_segment: [u8; 0];
+    static barchan_dune_fault_target: [u8; 0];
+    static barchan_dune_fault_back: [u8; 0];
+    static barchan_dune_fault_return: [u8; 0];
+    static barchan_dune_fault_end: [u8; 0];
     fn barchan_dune_fault_moved();
-    fn barchan_dune_fault_return();
 }
 
-/// Where the gate's stub goes once there is a handler.
-pub(crate) fn entry() -> usize {
-    barchan_dune_fault as *const () as usize
+/// Where the handled fault goes to return, in the page of stubs.
+static BACK: AtomicU64 = AtomicU64::new(0);
+
+/// Where the label is, from the beginning of what is copied.
+fn offset(label: *const [u8; 0]) -> usize {
+    label as usize - &raw const barchan_dune_fault as usize
+}
+
+/// The code for the page of stubs, to be put at `place`, in words; `put` writes one.
+pub(crate) fn write_stubs(place: usize, mut put: impl FnMut(usize, u64)) {
+    let len = offset(&raw const barchan_dune_fault_end);
+    // SAFETY: the assembler's output, from its first label to its last.
+    let code =
+        unsafe { core::slice::from_raw_parts((&raw const barchan_dune_fault).cast::<u8>(), len) };
+    // The byte that PUSH has pushed as SS.
+    let selector = offset(&raw const barchan_dune_fault_stack_segment) - 1;
+    for (index, bytes) in code.chunks_exact(8).enumerate() {
+        let mut word = [0; 8];
+        word.copy_from_slice(bytes);
+        if selector / 8 == index {
+            word[selector % 8] = Ring::current().stack() as u8;
+        }
+        put(place + 8 * index, u64::from_le_bytes(word));
+    }
+    put(place + offset(&raw const barchan_dune_fault_target), moved());
+    BACK.store((place + offset(&raw const barchan_dune_fault_back)) as u64, Ordering::Release);
 }
 
 /// Where the monitor enters with a frame on the handler stack.
@@ -195,14 +253,14 @@ pub(crate) enum Part {
     Return,
 }
 
-/// Which part `rip` is in, as far as a signal must know.
-pub(crate) fn part_at(rip: u64) -> Option<Part> {
-    let at = |f: unsafe extern "C" fn()| f as *const () as u64;
-    if rip == at(barchan_dune_fault_exit) {
+/// Which part the code is in that is `at` bytes behind the beginning of [`write_stubs`]', as far as a signal must
+/// know. (While registers are taken from the handler stack, it is marked as in use, and nothing is lost.)
+pub(crate) fn part_at(at: usize) -> Option<Part> {
+    if at == offset(&raw const barchan_dune_fault_exit) {
         Some(Part::Exit)
-    } else if rip == at(barchan_dune_fault_return) {
+    } else if at == offset(&raw const barchan_dune_fault_return) {
         Some(Part::Return)
-    } else if (at(barchan_dune_fault)..at(barchan_dune_fault_moved)).contains(&rip) {
+    } else if at < offset(&raw const barchan_dune_fault_target) {
         Some(Part::Beginning)
     } else {
         None
@@ -229,7 +287,7 @@ pub(crate) fn set_handler(handler: FaultHandler) {
     HANDLER.store(handler as usize, Ordering::Release);
 }
 
-/// At ring 3, on the handler stack.
+/// On the handler stack, at the program's ring.
 extern "C" fn dispatch(frame: &mut FaultFrame) -> bool {
     let handler = HANDLER.load(Ordering::Acquire);
     if handler == 0 {
@@ -262,6 +320,14 @@ extern "C" fn dispatch(frame: &mut FaultFrame) -> bool {
 
 /// The protected page that the instruction writes to, if its operands show it: the first byte there.
 fn protected_operand(frame: &FaultFrame) -> Option<u64> {
+    if Ring::current() == Ring::Zero {
+        let address: u64;
+        // SAFETY: at ring 0. A fault of this code's own since then has left its address there, of no protected page.
+        unsafe { core::arch::asm!("mov {}, cr2", out(reg) address, options(nomem, nostack)) };
+        if is_held(address) {
+            return Some(address);
+        }
+    }
     let mut bytes = [0u8; 15];
     // Not into the next page, which may not be there.
     let len = (PAGE - frame.rip % PAGE).min(15) as usize;

@@ -1,6 +1,7 @@
 //! What only a kernel can do otherwise, for code in guest mode: page-table entries, dirty bits, the TLB.
 //!
-//! Everything here runs at ring 3, by loads and stores to the tables and an INT3 that a stub answers;
+//! Everything here runs at the program's ring, by loads and stores to the tables and an INT3 that a stub answers (at
+//! ring 0 the privileged instruction itself);
 //! nothing ends the run, but for [`Inside::populate`] and [`Inside::flush_everywhere`]. D bits are cleared
 //! by the program itself, never by the monitor: a host that shadows the tables notices only that.
 //!
@@ -19,9 +20,10 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use crate::calls::{CALL_HANDLE_FAULTS, CALL_INSIDE, CALL_POPULATE, CALL_SPACE, written};
 use crate::faults::{self, FaultHandler};
 use crate::harvest;
-use crate::paging::{ENTRIES, FLUSHED, Flags, HELD, PAGE, TABLE_SPAN, USER_END};
+use crate::paging::{ADDRESS_MASK, ENTRIES, FLUSHED, Flags, HELD, PAGE, TABLE_SPAN, USER_END};
 use crate::process::switch::request;
 use crate::process::{run, thread};
+use crate::ring;
 use crate::shootdown::{FlushLocal, Scope};
 use crate::space::cpu_tables::{FLUSH, FLUSH_PAGE};
 use crate::space::{self, private};
@@ -360,8 +362,13 @@ impl Inside {
     /// Flushes this CPU's TLB, entries of the paging structures included.
     pub fn flush(self) {
         FLUSHES.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: in guest mode, as the proof says, the stub behind INT3 reloads CR3 and returns.
+        // SAFETY: in guest mode, as the proof says: at ring 0 CR3 is loaded with what it holds, or the stub
+        // behind INT3 does so and returns.
         unsafe {
+            if ring::is_zero() {
+                core::arch::asm!("mov {cr3}, cr3", "mov cr3, {cr3}", cr3 = out(reg) _, options(nostack));
+                return;
+            }
             core::arch::asm!("int3", in("rax") u64::from(FLUSH as u32), out("rdx") _);
         }
     }
@@ -369,8 +376,13 @@ impl Inside {
     /// Flushes the page at `address` from this CPU's TLB.
     pub fn flush_page(self, address: usize) {
         FLUSHES.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: in guest mode, as the proof says, the stub behind INT3 executes INVLPG and returns.
+        // SAFETY: in guest mode, as the proof says: INVLPG may be executed, or the stub behind INT3 does so and
+        // returns.
         unsafe {
+            if ring::is_zero() {
+                core::arch::asm!("invlpg [{}]", in(reg) address, options(nostack));
+                return;
+            }
             core::arch::asm!("int3", in("rax") u64::from(FLUSH_PAGE as u32), in("rdi") address);
         }
     }
@@ -525,6 +537,12 @@ impl Entry {
     #[must_use]
     pub fn flags(self) -> Flags {
         Flags::from_bits_truncate(self.entry.load(Ordering::Relaxed))
+    }
+
+    /// The guest-physical address in the entry: the page's, if it is present.
+    #[must_use]
+    pub fn frame(self) -> u64 {
+        self.entry.load(Ordering::Relaxed) & ADDRESS_MASK
     }
 
     /// Whether it is absent, or it or its copy in a private space is dirty.

@@ -14,6 +14,7 @@
 //! | `process` | entering, the loop of a thread, threads, forks |
 //! | `calls` | system calls of the program that are not simply made |
 //! | `signals` | from the kernel to the program's handlers |
+//! | `ring` | at which privilege level the program runs |
 //! | `sys` | what the monitor itself asks of the kernel |
 //! | [`effects`] | which memory a system call writes |
 //! | [`harvest`] | reading and clearing D bits |
@@ -25,7 +26,7 @@
 //! | [`dirty_bits`] | the same dirty bits, for other libraries of the process |
 //! | [`stats`] | counts |
 //!
-//! What it is not: a sandbox. The program can reach everything that it could without, the monitor's
+//! What it is not: a sandbox, at ring 3 as at ring 0. The program can reach everything that it could without, the monitor's
 //! memory included. A private address space hides memory from loads and stores that go astray, not from an attacker who
 //! makes system calls ([`address_space`]).
 
@@ -41,6 +42,7 @@ pub mod host;
 pub mod inside;
 pub mod paging;
 mod protection;
+mod ring;
 pub mod shootdown;
 pub mod stats;
 
@@ -51,5 +53,6 @@ mod space;
 mod stores;
 mod sys;
 
-pub use process::enter::{EnterError, enter, entered};
+pub use process::enter::{EnterError, enter, enter_at, entered};
+pub use ring::Ring;
 pub use sys::{Errno, PAGE_SIZE};

@@ -129,8 +129,10 @@ fn addresses_that_are_none_are_segv_without_an_address() {
         install(libc::SIGSEGV);
         read(0x8000_0000_0000_0000);
         assert_eq!(noted(), (libc::SIGSEGV, 0x80, 0, 13));
-        faulting!(0u64; "hlt");
-        assert_eq!(noted(), (libc::SIGSEGV, 0x80, 0, 13));
+        if support::ring() == dune::Ring::Three {
+            faulting!(0u64; "hlt");
+            assert_eq!(noted(), (libc::SIGSEGV, 0x80, 0, 13));
+        }
     });
 }
 

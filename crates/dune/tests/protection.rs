@@ -210,6 +210,91 @@ fn the_kernel_may_write_to_a_protected_page() {
     });
 }
 
+/// Everything loses its entry, the handler's own code included: a page of a file that has become shorter is
+/// touched, and the host does not say which page it has not.
+fn lose_all_entries() {
+    extern "C" fn skip(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+        // SAFETY: the third argument of a handler with SA_SIGINFO.
+        let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+        registers[libc::REG_RIP as usize] = registers[libc::REG_R15 as usize];
+        SKIPPED.fetch_add(1, Ordering::Relaxed);
+    }
+    // SAFETY: a handler that goes on at the label; a file of ours, mapped within its length.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction =
+            skip as extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        assert_eq!(libc::sigaction(libc::SIGBUS, &raw const action, null_mut()), 0);
+        let fd = libc::memfd_create(c"short".as_ptr(), libc::MFD_CLOEXEC);
+        assert_eq!(libc::ftruncate(fd, PAGE as i64), 0);
+        let rights = libc::PROT_READ | libc::PROT_WRITE;
+        let page = libc::mmap(null_mut(), PAGE, rights, libc::MAP_SHARED, fd, 0);
+        assert_ne!(page, libc::MAP_FAILED);
+        let page = page as usize;
+        (page as *mut u8).write_volatile(1);
+        assert_eq!(libc::ftruncate(fd, 0), 0);
+        let before = SKIPPED.load(Ordering::Relaxed);
+        std::arch::asm!("push r15", "lea r15, [rip + 22f]", "mov al, [{a}]", "22:", "pop r15",
+            a = in(reg) page, out("rax") _);
+        assert_eq!(SKIPPED.load(Ordering::Relaxed), before + 1);
+        libc::munmap(page as *mut _, PAGE);
+        libc::close(fd);
+    }
+}
+
+static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// The way to the handler faults, and the handler's own code. It faulted for ever, each fault at the first
+/// instruction of the code for the one before.
+#[test]
+fn a_handler_whose_code_has_no_entries_is_called() {
+    passes(|| {
+        let inside = handle();
+        let start = map(inside, 8);
+        for round in 1..=8 {
+            lose_all_entries();
+            inside.populate(start..start + 8 * PAGE).expect("memory");
+            inside.protect(start..start + 8 * PAGE).expect("a range").flush_everywhere();
+            for page in 0..8 {
+                write(start + page * PAGE);
+                assert_eq!(LAST.load(Ordering::Relaxed), start + page * PAGE);
+            }
+            assert_eq!(COUNT.load(Ordering::Relaxed), 8 * round);
+        }
+    });
+}
+
+/// And so is the way back from it, if the entries go while it runs.
+#[test]
+fn a_handler_whose_entries_go_meanwhile_returns() {
+    fn lose(address: usize, frame: &mut FaultFrame) -> bool {
+        let done = unprotect(address, frame);
+        lose_all_entries();
+        done
+    }
+    passes(|| {
+        let inside = inside();
+        // SAFETY: the handler changes entries, and makes system calls that do not block.
+        unsafe { inside.handle_faults(lose) };
+        INSIDE.with(|_| ());
+        let start = map(inside, 8);
+        for round in 0..8 {
+            inside.populate(start..start + 8 * PAGE).expect("memory");
+            inside.protect(start..start + 8 * PAGE).expect("a range").flush_everywhere();
+            let (mut a, mut b, mut c) = (round, 2usize, 3usize);
+            // SAFETY: mapped memory of the test's; all registers are as they were.
+            unsafe {
+                std::arch::asm!("mov [{p}], rax", p = in(reg) start + round * PAGE,
+                    inlateout("rax") a, inlateout("rcx") b, inlateout("r11") c);
+                assert_eq!(*((start + round * PAGE) as *const usize), round);
+            }
+            assert_eq!((a, b, c), (round, 2, 3));
+            assert_eq!(COUNT.load(Ordering::Relaxed), round + 1);
+        }
+    });
+}
+
 #[test]
 fn threads_fault_side_by_side_under_signals() {
     extern "C" fn tick(_: i32) {}

@@ -284,7 +284,7 @@ fn the_list_of_descriptors_is_the_programs_own() {
         let native = all();
         assert!(native.0[0].len() > 3 && native.1 > 3, "{native:?}");
         // SAFETY: the child has one thread.
-        unsafe { dune::enter() }.expect("guest mode");
+        unsafe { dune::enter_at(support::ring()) }.expect("guest mode");
         assert_eq!(all(), native);
         let in_a_thread = std::thread::spawn(all).join().expect("it ends");
         assert_eq!(in_a_thread, native);

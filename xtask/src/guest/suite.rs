@@ -31,6 +31,12 @@ const fn runtime(test: &'static str, wanted: fn(Host, Series) -> bool) -> Entry 
     Entry { package: "dune", test, arguments: &["--show-output"], environment: &[], wanted }
 }
 
+/// The same, with the program at ring 0.
+const fn at_ring_0(test: &'static str, wanted: fn(Host, Series) -> bool) -> Entry {
+    let entry = runtime(test, wanted);
+    Entry { environment: &[("BARCHAN_DUNE_RING", "0")], ..entry }
+}
+
 /// The suite, but for the probe, which begins it.
 const SUITE: &[Entry] = &[
     // Debian's kernels have soft-dirty bits, which the kernels of many clouds lack; and 6.1 shows
@@ -87,11 +93,31 @@ const SUITE: &[Entry] = &[
     runtime("tasks", |host, _| host == Host::Tcg),
     runtime("spaces", |host, _| host == Host::Tcg),
     runtime("spaces_tracking", |host, _| host == Host::Tcg),
+    // The program at ring 0: what is there only, and then the same as at ring 3.
+    runtime("ring0", |host, _| host != Host::Native),
+    Entry {
+        package: "dune",
+        test: "ring0",
+        arguments: &["--nocapture", "the_preloaded_runtime"],
+        environment: &[("BARCHAN_DUNE_RING", "0"), ("LD_PRELOAD", RUNTIME)],
+        wanted: |host, _| host == Host::Tcg,
+    },
+    at_ring_0("enter", |host, _| host != Host::Native),
+    // The kernel makes no difference to these: half a minute on each.
+    at_ring_0("faults", |host, series| host == Host::Tcg && series == Series::V6_1),
+    at_ring_0("dirty", |host, series| host == Host::Tcg && series == Series::V6_1),
+    at_ring_0("protection", |host, series| host == Host::Tcg && series == Series::V6_1),
+    at_ring_0("signals", |host, series| host == Host::Tcg && series == Series::V6_12),
+    at_ring_0("tasks", |host, series| host == Host::Tcg && series == Series::V6_12),
 ];
 
 /// The names of the runtime's own tests, which run on every host that guest mode runs on.
 pub(crate) fn runtime_tests() -> Vec<&'static str> {
-    SUITE.iter().filter(|entry| entry.package == "dune").map(|entry| entry.test).collect()
+    SUITE
+        .iter()
+        .filter(|entry| entry.package == "dune" && entry.environment.is_empty())
+        .map(|entry| entry.test)
+        .collect()
 }
 
 /// The program of [`probe`].

@@ -18,7 +18,7 @@ use ::dune::stats::Snapshot;
 use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
 use clap::builder::PossibleValuesParser;
 
-use crate::cli::{Mode, RunArgs, RunOn};
+use crate::cli::{Mode, Ring, RunArgs, RunOn};
 use crate::{build, write_file};
 use record::Summary;
 
@@ -57,6 +57,9 @@ pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
     if args.dune {
         std::fs::create_dir(&guest_records).map_err(|e| Error::io("create", &guest_records, &e))?;
         command.env("BARCHAN_DUNE_DIR", &guest_records);
+        if let Some(ring) = args.ring {
+            command.env("BARCHAN_DUNE_RING", if ring == Ring::Zero { "0" } else { "3" });
+        }
         preload.push(build::dune_library(layout)?);
     }
     if !args.dune || args.tracker.is_some() {

@@ -41,7 +41,7 @@ pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
         }
         CALL_SPACE => return Outcome::Result(guest.space_request(a)),
         CALL_HANDLE_FAULTS => {
-            crate::space::cpu_tables::deliver_page_faults(crate::faults::entry());
+            crate::space::cpu_tables::deliver_page_faults(true);
             return Outcome::Result(0);
         }
         _ => {}

@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use dune_sys as abi;
 use dune_sys::{dune_buffer, dune_info, dune_run, dune_segment, dune_state, dune_table};
 
-use super::kvm::{STAR, SYSCALL_MASK, TSS_SELECTOR, USER_CS, USER_SS, raise};
+use super::kvm::{STAR, SYSCALL_MASK, TSS_SELECTOR, raise};
 use super::{Exit, HostError, Registers, Segments, Start, Step as _, Vcpu, Vm, Xsave};
 use crate::space::cpu_tables::{GDT_LIMIT, IDT_LIMIT};
 use crate::sys::{self, Errno};
@@ -189,9 +189,11 @@ impl Vcpu for DuneVcpu {
         let data = segment(0, 0xc0f3);
         let unusable = dune_segment { access_rights: 1 << 16, ..Default::default() };
         let table = |base, limit: u16| dune_table { base, limit: limit.into(), reserved0: 0 };
+        let level = u32::from(start.ring.level());
         let mut state = dune_state {
-            cs: segment(USER_CS, 0xa0fb),
-            ss: segment(USER_SS, 0xc0f3),
+            // Bits 5 and 6 are the privilege level.
+            cs: segment(start.ring.code(), 0xa09b | level << 5),
+            ss: segment(start.ring.stack(), 0xc093 | level << 5),
             ds: unusable,
             es: unusable,
             fs: data,
@@ -264,6 +266,7 @@ impl Vcpu for DuneVcpu {
                     }
                 }
                 abi::DUNE_EXIT_SHUTDOWN => return Exit::Shutdown,
+                abi::DUNE_EXIT_HLT => return Exit::Halted,
                 other => return Exit::Unexpected(other, u64::from(run.vmx_reason)),
             }
         }
@@ -286,7 +289,7 @@ impl Vcpu for DuneVcpu {
         let mut state = dune_state::default();
         call(self.fd, abi::DUNE_VCPU_GET_STATE, &mut state).step("DUNE_VCPU_GET_STATE")?;
         let tss_type = state.tr.access_rights as u8 & 0xf;
-        Ok(Segments { cs: state.cs.selector, ss: state.ss.selector, tss_type })
+        Ok(Segments { cs: state.cs.selector, ss: state.ss.selector, tss_type, cr3: state.cr3 })
     }
 
     fn bases(&mut self) -> Result<(u64, u64), HostError> {

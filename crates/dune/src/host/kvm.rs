@@ -30,6 +30,9 @@ pub(crate) const STAR: u64 = 0x23 << 48 | 0x10 << 32;
 /// The user's selectors on x86-64 Linux.
 pub(crate) const USER_CS: u16 = 0x33;
 pub(crate) const USER_SS: u16 = 0x2b;
+/// Where SYSCALL goes, and the program at ring 0 is.
+pub(crate) const KERNEL_CS: u16 = 0x10;
+pub(crate) const KERNEL_SS: u16 = 0x18;
 pub(crate) const TSS_SELECTOR: u16 = 0x40;
 /// XCR0 bits that a guest may have: x87, SSE, AVX, AVX-512, PKRU; not AMX, whose state is too big
 /// for `KVM_GET_XSAVE`.
@@ -281,8 +284,9 @@ impl Vcpu for KvmVcpu {
     fn start(&mut self, start: &Start) -> Result<(), HostError> {
         let shared = SHARED.get().expect("open made it");
         let mut sregs = self.cpu.get_sregs().step("KVM_GET_SREGS")?;
-        sregs.cs = segment(USER_CS, 0xb, 3, true);
-        sregs.ss = segment(USER_SS, 0x3, 3, false);
+        let level = start.ring.level();
+        sregs.cs = segment(start.ring.code(), 0xb, level, true);
+        sregs.ss = segment(start.ring.stack(), 0x3, level, false);
         let unusable = kvm::kvm_segment { unusable: 1, ..Default::default() };
         (sregs.ds, sregs.es, sregs.fs, sregs.gs) = (unusable, unusable, unusable, unusable);
         // A null selector with a usable segment keeps its base on every kind of processor.
@@ -368,6 +372,7 @@ impl Vcpu for KvmVcpu {
             }
             kvm::KVM_EXIT_INTR => Exit::Interrupted,
             kvm::KVM_EXIT_SHUTDOWN => Exit::Shutdown,
+            kvm::KVM_EXIT_HLT => Exit::Halted,
             kvm::KVM_EXIT_FAIL_ENTRY => {
                 // SAFETY: as above.
                 let reason =
@@ -407,7 +412,12 @@ impl Vcpu for KvmVcpu {
 
     fn segments(&mut self) -> Result<Segments, HostError> {
         let sregs = self.cpu.get_sregs().step("KVM_GET_SREGS")?;
-        Ok(Segments { cs: sregs.cs.selector, ss: sregs.ss.selector, tss_type: sregs.tr.type_ })
+        Ok(Segments {
+            cs: sregs.cs.selector,
+            ss: sregs.ss.selector,
+            tss_type: sregs.tr.type_,
+            cr3: sregs.cr3,
+        })
     }
 
     fn bases(&mut self) -> Result<(u64, u64), HostError> {

@@ -65,15 +65,19 @@ pub enum Exit {
     NoMemory(Option<u64>),
     /// Triple fault.
     Shutdown,
+    /// HLT, which only ring 0 may execute.
+    Halted,
     /// An exit that this runtime never asks for: its number, and a detail of the backend's.
     Unexpected(u32, u64),
     /// The run itself was refused.
     Failed(Errno),
 }
 
-/// The state in which a virtual CPU starts: long mode, paging on, at ring 3.
+/// The state in which a virtual CPU starts: long mode, paging on.
 #[derive(Clone, Copy, Debug)]
 pub struct Start {
+    /// The privilege level.
+    pub ring: crate::Ring,
     /// Guest-physical address of the top page table.
     pub cr3: u64,
     /// Linear address of the descriptor table.
@@ -92,7 +96,7 @@ pub struct Start {
     pub gs_base: u64,
 }
 
-/// The segment registers of a virtual CPU, as far as anybody asks.
+/// The segment registers of a virtual CPU and CR3, as far as anybody asks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Segments {
     /// The selector in CS; its two lowest bits are the privilege level.
@@ -101,6 +105,8 @@ pub struct Segments {
     pub ss: u16,
     /// The type of the task state segment that TR holds: 9 is an available one of 64 bits, 11 a busy one.
     pub tss_type: u8,
+    /// What is in CR3.
+    pub cr3: u64,
 }
 
 impl Segments {
@@ -163,7 +169,7 @@ pub trait Vcpu {
     /// The kernel refuses.
     fn fault_address(&mut self) -> Result<u64, HostError>;
 
-    /// What its segment registers hold.
+    /// What its segment registers and CR3 hold.
     ///
     /// # Errors
     /// The kernel refuses.

@@ -5,9 +5,10 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::thread::{AltStack, Thread};
 use super::{PROCESS, run};
-use crate::host::HostError;
+use crate::host::{Exit, HostError, Vcpu as _};
+use crate::ring::Ring;
 use crate::signals::actions;
-use crate::space::{self, SPACE};
+use crate::space::{self, SPACE, cpu_tables as tables};
 use crate::sys;
 
 /// Why the process could not enter guest mode. It goes on as before.
@@ -15,6 +16,8 @@ use crate::sys;
 pub enum EnterError {
     /// A thread of this process is in guest mode already.
     Entered,
+    /// There is guest mode, but not at ring 0: what was found.
+    RingZero(&'static str),
     /// A step of making the guest failed.
     Host(HostError),
 }
@@ -23,6 +26,12 @@ impl fmt::Display for EnterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Entered => f.write_str("this process is in guest mode already"),
+            Self::RingZero(found) => write!(
+                f,
+                "cannot run at ring 0: {found}, so ring 0 would be interpreted (a paravirtual host, PVM), which \
+                 ends at the first vector instruction; leave the option out (ring 3 works on such hosts), or use a \
+                 machine with VT-x or SVM"
+            ),
             Self::Host(error) => write!(f, "cannot enter guest mode: {error}; {}", remedy(error)),
         }
     }
@@ -122,11 +131,39 @@ unsafe extern "C" {
 /// 2. The process does not rely on what guest mode does not give: seccomp filters of its own
 ///    making, restartable sequences, AMX, protection keys, shadow stacks, 32-bit code.
 pub unsafe fn enter() -> Result<(), EnterError> {
+    // SAFETY: the caller's promise; a program at ring 3 cannot do what the third is about.
+    unsafe { enter_at(Ring::Three) }
+}
+
+/// As [`enter`], at the privilege level `ring`: at ring 0 the program may use privileged instructions, on the
+/// virtual CPU that it has for itself (INVLPG, reading and loading CR3, reading CR0 and CR4, model-specific registers as
+/// far as the host has them). Threads and children are at the same level.
+///
+/// # Security
+/// **It is no security boundary, at either ring.** What the program may do to the machine outside is what
+/// the process may do. But ring 0 takes away the guard against the program's own mistakes: a store that goes
+/// astray can hit the CPU's descriptors, and private address spaces hide nothing from who loads CR3.
+///
+/// What cannot go on ends the process with a message and the CPU's registers: HLT, a CR3 that leads nowhere, a port
+/// that nobody uses. Interrupts do not exist in guest mode, so CLI is without effect: signals come all the same, and
+/// RFLAGS.IF is set again at the next system call or fault. A privileged instruction that the host refuses is SIGSEGV.
+/// Alignment checks (RFLAGS.AC) are for ring 3 only (SDM 3A §6.15, #AC).
+///
+/// # Errors
+/// [`EnterError::RingZero`] where virtualization is not real, and what [`enter`] says; then nothing has changed.
+///
+/// # Safety
+/// What [`enter`] says, and:
+/// 3. At ring 0 the program leaves alone what the runtime relies on: the descriptor tables, the task register, STAR,
+///    LSTAR, FMASK, EFER, CR4, CR0 (above all WP: without, stores to protected pages do not fault, and a tracker by
+///    protection misses them), and the tables that CR3 leads to. It loads CR3 with nothing but what it
+///    holds already.
+pub unsafe fn enter_at(ring: Ring) -> Result<(), EnterError> {
     if ENTERED.swap(true, Ordering::AcqRel) {
         return Err(EnterError::Entered);
     }
     let mask = sys::set_mask(!0);
-    match prepare(mask) {
+    match prepare(mask, ring) {
         Ok(thread) => {
             COMPLETE.store(sys::threads() == Some(1), Ordering::Release);
             let guest = thread.start.as_ptr();
@@ -142,16 +179,29 @@ pub unsafe fn enter() -> Result<(), EnterError> {
         }
         Err(error) => {
             sys::set_mask(mask);
+            Ring::Three.set();
             ENTERED.store(false, Ordering::Release);
-            Err(error.into())
+            Err(error)
         }
     }
 }
 
 /// All that can fail.
-fn prepare(mask: u64) -> Result<&'static Thread, HostError> {
+fn prepare(mask: u64, ring: Ring) -> Result<&'static Thread, EnterError> {
+    if let Some(found) = ring.lacking() {
+        return Err(EnterError::RingZero(found));
+    }
+    ring.set();
     space::build()?;
     let thread = Thread::take()?;
+    if ring == Ring::Zero && syscall_arrives_at(thread)? != 0 {
+        // All that was made goes, so that the program may still enter at ring 3.
+        thread.abandon_all();
+        thread.give_back();
+        SPACE.lock().abandon();
+        space::arena::wipe();
+        return Err(EnterError::RingZero("SYSCALL arrives at ring 3"));
+    }
     SPACE.lock().fill_eagerly()?;
     leave_rseq();
     thread.process.set(&raw const PROCESS);
@@ -171,6 +221,30 @@ fn prepare(mask: u64) -> Result<&'static Thread, HostError> {
     unsafe { crate::signals::frame::initial_fpu(&mut *thread.xsave.get()) };
     actions::adopt();
     Ok(thread)
+}
+
+/// The ring at which SYSCALL of a program at ring 3 arrives, found by executing one: 0 on real virtualization.
+fn syscall_arrives_at(thread: &Thread) -> Result<u8, HostError> {
+    let errno = sys::Errno(libc::EIO);
+    let failed = HostError { step: "asking at which ring SYSCALL arrives", errno };
+    // SAFETY: the thread's own CPU, and no other reference exists yet.
+    let cpu = unsafe { thread.cpu() };
+    // SAFETY: the record is ours alone.
+    unsafe { crate::signals::frame::initial_fpu(&mut *thread.xsave.get()) };
+    thread.load_at(cpu, Ring::Three)?;
+    cpu.registers().rip = tables::probe() as u64;
+    cpu.registers().rflags = 0x202;
+    for _ in 0..1000 {
+        match cpu.run() {
+            Exit::Interrupted => {}
+            Exit::Port(tables::PORT_SYSCALL) => {
+                cpu.settle();
+                return Ok(cpu.segments()?.privilege());
+            }
+            _ => break,
+        }
+    }
+    Err(failed)
 }
 
 /// The monitor's life, on its own stack.

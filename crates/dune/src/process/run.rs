@@ -13,7 +13,8 @@ use super::thread::Thread;
 use crate::calls;
 use crate::faults::{self, Part};
 use crate::host::{AnyVcpu, Exit, HostError, Vcpu as _};
-use crate::paging::{Link, USER_END};
+use crate::paging::{ADDRESS_MASK, Link, USER_END};
+use crate::ring;
 use crate::signals::{deliver, frame};
 use crate::space::cpu_tables::{self as tables, PORT_EXCEPTION, PORT_STORED, PORT_SYSCALL, Stub};
 use crate::space::{Fault, SPACE};
@@ -50,11 +51,11 @@ pub(crate) enum Outcome {
 /// Where the CPU is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// The registers are the program's, at ring 3.
-    Ring3,
+    /// The registers are the program's, and the CPU is at its ring.
+    Program,
     /// So they are, but an exception may have loaded SS with null on its way to its stub.
     Faulted,
-    /// The registers are the program's, and the CPU is at ring 0 still, in the stub of SYSCALL.
+    /// The registers are the program's, and the CPU is at ring 0 still, in a stub of SYSCALL's or INT3's.
     Ring0,
     /// The registers are the CPU's own, wherever it is: nothing may be moved.
     Untouched,
@@ -88,7 +89,7 @@ pub(crate) fn begin(thread: &'static Thread) -> ! {
     if let Err(error) = thread.load(cpu) {
         text::fatal(format_args!("barchan: a thread cannot enter guest mode: {error}\n"));
     }
-    let place = Place::Ring3;
+    let place = Place::Program;
     let mut guest = Guest { thread, cpu, place, all: true, call: 0, stuck: 0, stuck_at: 0 };
     thread.id.store(sys::thread_id(), Ordering::Relaxed);
     calls::written::child_runs(&thread.under_way, thread.start.get().child_tid);
@@ -116,6 +117,9 @@ impl Guest<'_> {
             Exit::Interrupted => self.place = Place::Untouched,
             Exit::NoMemory(_) => self.no_memory(),
             Exit::Shutdown => self.shut_down(),
+            Exit::Halted => {
+                self.broken("the program has halted its processor (HLT at ring 0)", 0, 0)
+            }
             Exit::Unexpected(reason, detail) => {
                 self.broken("an exit that nobody asked for", u64::from(reason), detail)
             }
@@ -132,6 +136,7 @@ impl Guest<'_> {
     /// A signal came in the middle of a run, or between two: finds the program's state, and delivers.
     fn interrupted(&mut self) {
         if self.place == Place::Untouched {
+            self.check_root();
             let registers = self.cpu.registers();
             match tables::stub_at(registers.rip) {
                 // These were about to call the monitor: it is as if they had. What is pending is
@@ -158,33 +163,43 @@ impl Guest<'_> {
                     registers.rsp = frame.rsp;
                     self.place = Place::Ring0;
                 }
-                None => {
-                    self.place = Place::Ring3;
-                    match faults::part_at(registers.rip) {
-                        Some(Part::Exit) => return self.exception(14),
-                        Some(Part::Beginning) => {
-                            self.place = Place::Faulted;
-                            // The instruction will fault again.
-                            let frame = tables::read_frame(self.thread.index, 14);
-                            registers.rip = frame.rip;
-                            registers.rflags = frame.rflags;
-                            registers.rsp = frame.rsp;
-                            tables::release_handler(self.thread.index, frame.rsp);
-                        }
-                        Some(Part::Return) => {
-                            let frame = tables::read_iret_frame(registers.rsp);
-                            registers.rip = frame.rip;
-                            registers.rflags = frame.rflags;
-                            registers.rsp = frame.rsp;
-                        }
-                        None => {}
-                    }
+                Some(Stub::Fault(Some(Part::Exit))) => return self.exception(14),
+                Some(Stub::Fault(Some(Part::Beginning))) => {
+                    self.place = Place::Faulted;
+                    // The instruction will fault again.
+                    let frame = tables::read_frame(self.thread.index, 14);
+                    registers.rip = frame.rip;
+                    registers.rflags = frame.rflags;
+                    registers.rsp = frame.rsp;
+                    tables::release_handler(self.thread.index, frame.rsp);
                 }
+                Some(Stub::Fault(Some(Part::Return))) => {
+                    self.place = Place::Faulted;
+                    let frame = tables::read_iret_frame(registers.rsp);
+                    registers.rip = frame.rip;
+                    registers.rflags = frame.rflags;
+                    registers.rsp = frame.rsp;
+                }
+                Some(Stub::Fault(None)) | None => self.place = Place::Program,
             }
             self.all = true;
         }
         while self.pending() {
             deliver::captured(self, Restart::Done);
+        }
+    }
+
+    /// A program at ring 0 may load CR3 with anything. Where its walks then find no memory at all, KVM can be at it for
+    /// ever, and comes back for a signal only.
+    fn check_root(&mut self) {
+        if !ring::is_zero() {
+            return;
+        }
+        let mut found = 0;
+        self.must(|cpu| cpu.segments().map(|segments| found = segments.cr3));
+        let own = SPACE.lock().root_of(self.thread.space.get());
+        if own.is_ok_and(|own| own != found & ADDRESS_MASK) {
+            self.broken("CR3 has been loaded with another address than the one it held", 0, found);
         }
     }
 
@@ -218,7 +233,7 @@ impl Guest<'_> {
             }
             registers.rflags = 2;
         }
-        self.place = Place::Ring3;
+        self.place = Place::Program;
         self.all = false;
     }
 
@@ -230,7 +245,8 @@ impl Guest<'_> {
     /// The program executed SYSCALL.
     fn system_call(&mut self) {
         let ring = self.syscall_ring();
-        self.place = if ring == 0 { Place::Ring0 } else { Place::Ring3 };
+        // A program at ring 0 has come from no other: its RIP and RFLAGS are all that SYSCALL changed.
+        self.place = if ring == 0 && !ring::is_zero() { Place::Ring0 } else { Place::Program };
         let registers = self.cpu.registers();
         registers.rip = registers.rcx;
         registers.rflags = registers.r11;
@@ -471,9 +487,9 @@ impl Guest<'_> {
         self.all = true;
     }
 
-    /// The CPU is another, at ring 3, in the state that was asked for.
+    /// The CPU is another, at the program's ring, in the state that was asked for.
     pub(crate) fn reloaded(&mut self) {
-        self.place = Place::Ring3;
+        self.place = Place::Program;
         self.all = true;
     }
 
@@ -529,7 +545,7 @@ impl Guest<'_> {
         text::fatal(format_args!(
             "barchan: thread {tid} cannot go on in guest mode: {what} ({code}, {detail:#x})\n  \
              rip {:#018x} rsp {:#018x} rflags {:#x} cr2 {cr2:#x}\n  \
-             cs {:#x} ss {:#x} type of the tss {:#x}\n  \
+             cs {:#x} ss {:#x} type of the tss {:#x} cr3 {:#x}\n  \
              rax {:#018x} rbx {:#018x} rcx {:#018x} rdx {:#018x}\n  \
              rsi {:#018x} rdi {:#018x} rbp {:#018x} r8  {:#018x}\n  \
              r9  {:#018x} r10 {:#018x} r11 {:#018x} r12 {:#018x}\n  \
@@ -540,6 +556,7 @@ impl Guest<'_> {
             segments.cs,
             segments.ss,
             segments.tss_type,
+            segments.cr3,
             r.rax,
             r.rbx,
             r.rcx,

@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering}
 use super::Process;
 use crate::calls::written::{self, UnderWay};
 use crate::host::{AnyVcpu, HostError, Registers, Step as _, Vcpu as _, Vm as _, Xsave};
+use crate::ring::Ring;
 use crate::space::{SPACE, arena};
 use crate::sys::{self, Errno, PAGE_SIZE};
 
@@ -222,11 +223,17 @@ impl Thread {
 
     /// Puts the CPU into the state that [`Self::start`] and [`Self::xsave`] say.
     pub(crate) fn load(&self, cpu: &mut AnyVcpu) -> Result<(), HostError> {
+        self.load_at(cpu, Ring::current())
+    }
+
+    /// As [`Self::load`], at another ring than the program's.
+    pub(crate) fn load_at(&self, cpu: &mut AnyVcpu, ring: Ring) -> Result<(), HostError> {
         use crate::space::cpu_tables as tables;
         let start = self.start.get();
         let no_tables = HostError { step: "making page tables", errno: Errno(libc::ENOMEM) };
         let cr3 = SPACE.lock().root_of(self.space.get()).map_err(|_| no_tables)?;
         cpu.start(&crate::host::Start {
+            ring,
             cr3,
             gdt: tables::gdt(self.index) as u64,
             idt: tables::idt() as u64,

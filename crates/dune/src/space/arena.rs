@@ -69,6 +69,14 @@ pub(crate) fn reserve() -> Result<(), HostError> {
     Ok(())
 }
 
+/// Makes all of it zero but threads' records, as a forked child finds it: nothing uses it any more.
+pub(crate) fn wipe() {
+    for part in [SHARED, CPUS, WINDOWS, VMAS, TABLES] {
+        // SAFETY: private memory of our own; the caller's promise.
+        let _ = unsafe { sys::advise(part.start(), part.len, libc::MADV_DONTNEED) };
+    }
+}
+
 /// Where the arena is; 0 before it is.
 pub(crate) fn base() -> usize {
     BASE.load(Ordering::Acquire)

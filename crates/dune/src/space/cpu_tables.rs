@@ -1,6 +1,7 @@
 //! What a virtual CPU finds in memory: descriptors, task state, and the stubs that call the monitor.
 //!
-//! Every exception is delivered **at ring 3**: the gates name the user's code segment, with a fault
+//! Every exception is delivered **at the program's ring**, 3 but for an option ([`crate::ring`]): the gates name
+//! the program's code segment, with a fault
 //! stack (IST) of its own that the user may write. So no ring-0 instruction runs on a fault, which
 //! costs microseconds each where ring 0 is interpreted, and the state at an exit is always that of
 //! ring 3. A stub writes to an I/O port that the task state segment allows, which ends the run.
@@ -14,7 +15,9 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::arena;
-use crate::host::kvm::{TSS_SELECTOR, USER_CS, USER_SS};
+use crate::faults::{self, Part};
+use crate::host::kvm::{KERNEL_CS, TSS_SELECTOR};
+use crate::ring::Ring;
 use crate::sys::PAGE_SIZE;
 
 /// The port that SYSCALL's stub writes to.
@@ -36,9 +39,6 @@ pub(crate) const IDT_LIMIT: u16 = 4095;
 
 pub(crate) const BREAKPOINT: u8 = 3;
 pub(crate) const DOUBLE_FAULT: u8 = 8;
-/// The code segment of ring 0.
-const KERNEL_CS: u16 = 0x10;
-
 /// Offsets in the page of stubs.
 const STUB_SYSCALL: usize = 0;
 const STUB_SYSRET: usize = 16;
@@ -50,9 +50,12 @@ const STUB_TARGET: usize = 128;
 const STUB_PAGE_FAULT: usize = 136;
 const STUB_STORE: usize = 144;
 const STUB_WIPE: usize = 152;
+const STUB_PROBE: usize = 160;
 const PAGE_FAULT: u8 = 14;
 const STUB_EXCEPTION: usize = 256;
 const STUB_EXCEPTION_LEN: usize = 8;
+/// What handles page faults, where it may not fault itself ([`faults::write_stubs`]).
+const STUB_FAULT: usize = STUB_EXCEPTION + EXCEPTIONS as usize * STUB_EXCEPTION_LEN;
 
 /// Offsets in a CPU's page of descriptors, which ring 3 cannot reach.
 const TSS_OFFSET: usize = 512;
@@ -94,6 +97,11 @@ pub(crate) fn store() -> usize {
 /// As [`store`], and stores nothing.
 pub(crate) fn pass() -> usize {
     store() + 3
+}
+
+/// A SYSCALL, to see where it arrives.
+pub(crate) fn probe() -> usize {
+    stubs() + STUB_PROBE
 }
 
 /// RCX stores of RAX from where RDI points on, and then the monitor is called.
@@ -153,10 +161,10 @@ pub(crate) fn hand_over(cpu: usize, pushed: &Frame, address: u64) -> Option<u64>
     let words = [
         pushed.error,
         pushed.rip,
-        u64::from(USER_CS),
+        u64::from(Ring::current().code()),
         pushed.rflags,
         pushed.rsp,
-        u64::from(USER_SS),
+        u64::from(Ring::current().stack()),
     ];
     for (index, word) in words.into_iter().enumerate() {
         put(bottom + 8 * index, word);
@@ -171,9 +179,10 @@ pub(crate) fn refused(cpu: usize, address: u64) -> bool {
     word.swap(0, Ordering::Relaxed) == address && address != 0
 }
 
-/// Sends page faults to `target`, code at ring 3.
-pub(crate) fn deliver_page_faults(target: usize) {
-    put(stubs() + STUB_TARGET, target as u64);
+/// Sends page faults to the program's handler, or to the monitor.
+pub(crate) fn deliver_page_faults(handled: bool) {
+    let target = if handled { STUB_FAULT } else { STUB_PAGE_FAULT };
+    put(stubs() + STUB_TARGET, (stubs() + target) as u64);
 }
 
 /// What an address in the page of stubs is about to do.
@@ -190,6 +199,8 @@ pub(crate) enum Stub {
     Breakpoint,
     /// Call the monitor for this exception.
     Exception(u8),
+    /// Handle a page fault; `None`: in a part that needs no care.
+    Fault(Option<Part>),
 }
 
 /// Which stub `rip` is in, if it is in one.
@@ -203,6 +214,7 @@ pub(crate) fn stub_at(rip: u64) -> Option<Stub> {
         }
         STUB_PAGE_FAULT => Stub::Exception(PAGE_FAULT),
         _ if offset < STUB_EXCEPTION => Stub::Sysret,
+        _ if offset >= STUB_FAULT => Stub::Fault(faults::part_at(offset - STUB_FAULT)),
         _ => Stub::Exception(((offset - STUB_EXCEPTION) / STUB_EXCEPTION_LEN) as u8),
     })
 }
@@ -226,12 +238,13 @@ fn put(address: usize, value: u64) {
 
 /// Writes the shared parts: interrupt descriptors and stubs.
 pub(crate) fn write_shared() {
+    let ring = Ring::current();
     for vector in 0..EXCEPTIONS {
         let stub = (stubs() + STUB_EXCEPTION + STUB_EXCEPTION_LEN * usize::from(vector)) as u64;
         let (target, selector, stack) = match vector {
             BREAKPOINT => ((stubs() + STUB_BREAKPOINT) as u64, KERNEL_CS, 1),
             DOUBLE_FAULT => (stub, KERNEL_CS, 2),
-            _ => (stub, USER_CS, 1),
+            _ => (stub, ring.code(), 1),
         };
         // Only #BP and #OF may be raised by an instruction of ring 3, as on Linux.
         let dpl: u64 = if matches!(vector, 3 | 4) { 3 } else { 0 };
@@ -249,11 +262,8 @@ pub(crate) fn write_shared() {
         put(stub as usize, u64::from_le_bytes(code));
         if vector == PAGE_FAULT {
             put(stubs() + STUB_PAGE_FAULT, u64::from_le_bytes(code));
-            deliver_page_faults(if crate::faults::handled() {
-                crate::faults::entry()
-            } else {
-                stubs() + STUB_PAGE_FAULT
-            });
+            faults::write_stubs(stubs() + STUB_FAULT, put);
+            deliver_page_faults(faults::handled());
             // jmp [rip + target]
             let [d0, d1, d2, d3] = ((stubs() + STUB_TARGET) as i64 - (stub as i64 + 6))
                 .to_le_bytes()[..4]
@@ -263,14 +273,14 @@ pub(crate) fn write_shared() {
         }
     }
     const CODE_LEN: usize = 48;
-    let [s0, s1] = USER_SS.to_le_bytes();
+    let [s0, s1] = ring.stack().to_le_bytes();
     let [f0, f1, f2, f3] = FLUSH.to_le_bytes();
     let [p0, p1, p2, p3] = FLUSH_PAGE.to_le_bytes();
     #[rustfmt::skip]
     let code: [u8; CODE_LEN] = [
         // An exception that goes through an IST loads SS with null (SDM Vol. 3A, §6.14.5), and is resumed
         // without SS being restored; iretq to ring 3 refuses null, and at ring 0 that is a triple fault.
-        0x48, 0xc7, 0x44, 0x24, 0x20, s0, s1, 0, 0, // mov qword ptr [rsp + 32], USER_SS
+        0x48, 0xc7, 0x44, 0x24, 0x20, s0, s1, 0, 0, // mov qword ptr [rsp + 32], SS
         0x48, 0x3d, f0, f1, f2, f3, // cmp rax, FLUSH
         0x75, 0x08,                 // jne 1f
         0x0f, 0x20, 0xda,           // mov rdx, cr3
@@ -296,6 +306,8 @@ pub(crate) fn write_shared() {
     put(store(), u64::from_le_bytes([0x48, 0x89, 0x07, 0xe6, PORT_STORED, 0x0f, 0x0b, 0x90]));
     // rep stosq; out imm8, al; ud2
     put(wipe(), u64::from_le_bytes([0xf3, 0x48, 0xab, 0xe6, PORT_STORED, 0x0f, 0x0b, 0x90]));
+    // syscall; ud2
+    put(probe(), u64::from_le_bytes([0x0f, 0x05, 0x0f, 0x0b, 0x0f, 0x0b, 0x0f, 0x0b]));
     // sysretq; ud2
     put(sysret(), u64::from_le_bytes([0x48, 0x0f, 0x07, 0x0f, 0x0b, 0x0f, 0x0b, 0x90]));
     // iretq; ud2
@@ -354,10 +366,11 @@ pub(crate) fn read_frame(cpu: usize, vector: u8) -> Frame {
     Frame { error, rip: word(5), cs: word(4), rflags: word(3), rsp: word(2), ss: word(1) }
 }
 
-/// Writes a frame through which IRETQ returns to ring 3, and returns its address.
+/// Writes a frame through which IRETQ returns to the program, and returns its address.
 pub(crate) fn write_iret_frame(cpu: usize, rip: u64, rflags: u64, rsp: u64) -> u64 {
     let bottom = fault_stack(cpu) - 40;
-    let words = [rip, u64::from(USER_CS), rflags, rsp, u64::from(USER_SS)];
+    let ring = Ring::current();
+    let words = [rip, u64::from(ring.code()), rflags, rsp, u64::from(ring.stack())];
     for (index, word) in words.into_iter().enumerate() {
         put(bottom + 8 * index, word);
     }

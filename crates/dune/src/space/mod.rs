@@ -22,6 +22,7 @@ use crate::host::{self, AnyVm, HostError, Vm as _};
 use crate::paging::{
     FillError, Flags, Link, PAGE, Rights, TABLE_SPAN, TableMemory, Tables, USER_END,
 };
+use crate::ring;
 use crate::sys::lock::Lock;
 use crate::sys::{self, Errno, PAGE_SIZE};
 use streams::{Sign, Streams};
@@ -195,7 +196,9 @@ impl Space {
         let supervisor = Flags::PRESENT | Flags::ACCESSED | Flags::DIRTY | Flags::WRITABLE;
         let stubs = Rights { write: false, execute: true }.flags();
         let shared = arena::SHARED.start() as u64;
-        self.fill(shared..shared + PAGE, supervisor)?;
+        // The CPU only reads it. At ring 0 a store that goes astray faults there so, as at ring 3.
+        let descriptors = if ring::is_zero() { supervisor - Flags::WRITABLE } else { supervisor };
+        self.fill(shared..shared + PAGE, descriptors)?;
         self.fill(shared + PAGE..shared + 2 * PAGE, stubs)?;
         Ok(())
     }

@@ -59,7 +59,8 @@ pub(crate) fn fatal(message: fmt::Arguments<'_>) -> ! {
                 libc::SYS_rt_sigaction,
                 [libc::SIGABRT as u64, default.as_ptr() as u64, 0, 8, 0, 0],
             );
-            super::set_mask(0);
+            // Only this one: another that comes now would be taken down, and block all.
+            super::set_mask(!(1 << (libc::SIGABRT - 1)));
             let pid = super::process_id() as u64;
             super::raw(
                 libc::SYS_tgkill,

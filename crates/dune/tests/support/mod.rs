@@ -84,6 +84,14 @@ fn elsewhere() -> bool {
     true
 }
 
+/// The ring at which the tests run: 3, or what `BARCHAN_DUNE_RING` says.
+pub(crate) fn ring() -> dune::Ring {
+    match std::env::var("BARCHAN_DUNE_RING") {
+        Ok(text) => dune::Ring::parse(text.as_bytes()).expect("BARCHAN_DUNE_RING is 0 or 3"),
+        Err(_) => dune::Ring::Three,
+    }
+}
+
 /// Whether guest mode is to be had; prints why not.
 fn available() -> bool {
     if let Err(error) = dune::host::open() {
@@ -98,8 +106,8 @@ fn available() -> bool {
 /// printed.
 pub(crate) fn run(body: impl FnOnce()) -> Option<(End, String)> {
     run_to_enter(|| {
-        // SAFETY: the child has one thread.
-        if let Err(error) = unsafe { dune::enter() } {
+        // SAFETY: the child has one thread, and at ring 0 it does nothing else than at ring 3.
+        if let Err(error) = unsafe { dune::enter_at(ring()) } {
             dune::stats::report(format_args!("{error}\n"));
             // SAFETY: ends the child.
             unsafe { libc::_exit(99) };
