@@ -98,6 +98,46 @@ fn entries_can_be_looked_at_as_soon_as_they_are_there() {
     });
 }
 
+/// A collection reads the records of all threads: new ones are in memory that the monitor has just begun to use, too.
+#[test]
+fn the_records_of_new_threads_can_be_read_at_once() {
+    static OVER: AtomicBool = AtomicBool::new(false);
+    extern "C" fn wait(_: *mut libc::c_void) -> *mut libc::c_void {
+        while !OVER.load(Ordering::SeqCst) {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        null_mut()
+    }
+    passes(|| {
+        let inside = Inside::current().expect("inside");
+        let start = map(8);
+        let mut threads = Vec::with_capacity(20);
+        for _ in 0..20 {
+            let (stack, far) = (map(64), map(3 * 512));
+            // SAFETY: a stack of its own, and a write to a new mapping: where it has no entry yet, so that the monitor
+            // asks for the kernel's mappings, and no call changes any before the thread is made.
+            let thread = unsafe {
+                let mut attributes = std::mem::zeroed();
+                let mut thread = 0;
+                assert_eq!(libc::pthread_attr_init(&raw mut attributes), 0);
+                let set = libc::pthread_attr_setstack(&raw mut attributes, stack.cast(), 64 * PAGE);
+                assert_eq!(set, 0);
+                far.add(1200 * PAGE).write_volatile(1);
+                let (thread_at, with) = (&raw mut thread, &raw const attributes);
+                assert_eq!(libc::pthread_create(thread_at, with, wait, null_mut()), 0);
+                thread
+            };
+            threads.push(thread);
+            collect(inside, start, 8);
+        }
+        OVER.store(true, Ordering::SeqCst);
+        for thread in threads {
+            // SAFETY: made above, and joined once.
+            assert_eq!(unsafe { libc::pthread_join(thread, null_mut()) }, 0);
+        }
+    });
+}
+
 #[test]
 fn what_the_kernel_writes_for_the_program_is_dirty() {
     passes(|| {

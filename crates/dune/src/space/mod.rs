@@ -539,8 +539,9 @@ impl Space {
         if self.program_break.between().contains(&address) {
             return Ok(Fault::Segv(SEGV_MAPERR));
         }
-        if arena::TABLES.contains(address as usize) {
-            // This part gets its rights as it is used (`ArenaTables`), which no list that was read before tells.
+        let used_later = [arena::TABLES, arena::STACKS];
+        if used_later.iter().any(|part| part.contains(address as usize)) {
+            // These get their rights as they are used (`ArenaTables`, `Thread`), which no list that was read before tells.
             self.vmas.forget();
         }
         let mut found = self.vmas.at(address);
