@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use dune::PAGE_SIZE as PAGE;
 use dune::faults::FaultFrame;
 use dune::inside::Inside;
-use support::{End, passes, run};
+use support::{End, install, passes, run};
 
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 static CODE: AtomicI32 = AtomicI32::new(0);
@@ -27,17 +27,6 @@ extern "C" fn note(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::
         let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         TRAP.store(registers[libc::REG_TRAPNO as usize] as u64, Ordering::Relaxed);
         registers[libc::REG_RIP as usize] = registers[libc::REG_R15 as usize];
-    }
-}
-
-fn install(signal: i32) {
-    // SAFETY: a handler that only stores, and sets RIP to where the test wants it.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction =
-            note as extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        assert_eq!(libc::sigaction(signal, &raw const action, null_mut()), 0);
     }
 }
 
@@ -85,7 +74,7 @@ const BUS_ADRERR: i32 = 2;
 #[test]
 fn accesses_without_a_right_are_segv_at_their_address() {
     passes(|| {
-        install(libc::SIGSEGV);
+        install(libc::SIGSEGV, note);
         read(0);
         assert_eq!(noted(), (libc::SIGSEGV, SEGV_MAPERR, 0, 14));
         write(0x1234);
@@ -115,7 +104,7 @@ fn accesses_without_a_right_are_segv_at_their_address() {
 #[test]
 fn memory_that_may_not_be_executed_is_not() {
     passes(|| {
-        install(libc::SIGSEGV);
+        install(libc::SIGSEGV, note);
         let data = [0xc3u8; 64];
         let address = data.as_ptr() as usize;
         faulting!(address; "jmp rcx");
@@ -126,7 +115,7 @@ fn memory_that_may_not_be_executed_is_not() {
 #[test]
 fn addresses_that_are_none_are_segv_without_an_address() {
     passes(|| {
-        install(libc::SIGSEGV);
+        install(libc::SIGSEGV, note);
         read(0x8000_0000_0000_0000);
         assert_eq!(noted(), (libc::SIGSEGV, 0x80, 0, 13));
         if support::ring() == dune::Ring::Three {
@@ -139,7 +128,7 @@ fn addresses_that_are_none_are_segv_without_an_address() {
 #[test]
 fn pages_behind_the_end_of_a_file_are_bus_errors() {
     passes(|| {
-        install(libc::SIGBUS);
+        install(libc::SIGBUS, note);
         // SAFETY: a file of ours, mapped beyond its end.
         unsafe {
             let fd = libc::memfd_create(c"short".as_ptr(), libc::MFD_CLOEXEC);
@@ -165,7 +154,7 @@ fn pages_behind_the_end_of_a_file_are_bus_errors() {
 fn arithmetic_and_illegal_instructions() {
     passes(|| {
         for signal in [libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
-            install(signal);
+            install(signal, note);
         }
         faulting!(1u64; "xor ecx, ecx", "div ecx");
         let (signal, code, address, trap) = noted();
@@ -203,7 +192,7 @@ fn a_floating_point_exception_has_its_code() {
         return;
     }
     passes(|| {
-        install(libc::SIGFPE);
+        install(libc::SIGFPE, note);
         divide_by_zero();
         let (signal, code, _, trap) = noted();
         assert_eq!((signal, code, trap), (libc::SIGFPE, 3, 19));
@@ -240,7 +229,7 @@ fn a_fault_without_a_handler_ends_the_process_by_its_signal() {
 #[test]
 fn a_blocked_fault_ends_the_process() {
     let ended = run(|| {
-        install(libc::SIGSEGV);
+        install(libc::SIGSEGV, note);
         // SAFETY: a set of ours.
         unsafe {
             let mut set: libc::sigset_t = std::mem::zeroed();
@@ -257,7 +246,7 @@ fn a_blocked_fault_ends_the_process() {
 #[test]
 fn a_stack_overflow_is_handled_on_the_alternate_stack() {
     passes(|| {
-        install(libc::SIGSEGV);
+        install(libc::SIGSEGV, note);
         // SAFETY: the handler runs on the alternate stack, and goes on at the label with the stack
         // pointer that is put back there.
         unsafe {
@@ -292,7 +281,7 @@ fn a_stack_overflow_is_handled_on_the_alternate_stack() {
 #[test]
 fn a_fault_is_delivered_after_a_base_was_set() {
     passes(|| {
-        install(libc::SIGSEGV);
+        install(libc::SIGSEGV, note);
         const ARCH_SET_GS: i32 = 0x1001;
         // SAFETY: nothing of this process uses GS.
         assert_eq!(unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, 0x1234_5000u64) }, 0);
@@ -348,7 +337,7 @@ fn the_stack_segment_is_as_it_was_after_a_fault() {
         ss
     }
     passes(|| {
-        install(libc::SIGSEGV);
+        install(libc::SIGSEGV, note);
         let before = stack_segment();
         assert_ne!(before & !3, 0, "{before:#x}");
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;

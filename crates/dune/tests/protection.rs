@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use dune::PAGE_SIZE as PAGE;
 use dune::faults::FaultFrame;
 use dune::inside::Inside;
-use support::{End, passes, run};
+use support::{End, install, passes, run};
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 static LAST: AtomicUsize = AtomicUsize::new(0);
@@ -219,13 +219,9 @@ fn lose_all_entries() {
         registers[libc::REG_RIP as usize] = registers[libc::REG_R15 as usize];
         SKIPPED.fetch_add(1, Ordering::Relaxed);
     }
-    // SAFETY: a handler that goes on at the label; a file of ours, mapped within its length.
+    install(libc::SIGBUS, skip);
+    // SAFETY: a file of ours, mapped within its length.
     unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction =
-            skip as extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        assert_eq!(libc::sigaction(libc::SIGBUS, &raw const action, null_mut()), 0);
         let fd = libc::memfd_create(c"short".as_ptr(), libc::MFD_CLOEXEC);
         assert_eq!(libc::ftruncate(fd, PAGE as i64), 0);
         let rights = libc::PROT_READ | libc::PROT_WRITE;

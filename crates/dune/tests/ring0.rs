@@ -13,7 +13,7 @@ use dune::host::kind;
 use dune::inside::Inside;
 use dune::paging::Flags;
 use dune::{EnterError, PAGE_SIZE as PAGE, Ring};
-use support::{End, run_to_enter};
+use support::{End, install, run_to_enter};
 
 /// Runs `body` at ring 0 in a child; `None`: there is none here, and the reason is printed.
 fn run(body: impl FnOnce()) -> Option<(End, String)> {
@@ -84,17 +84,6 @@ extern "C" fn note(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::
     }
 }
 
-fn install(signal: i32) {
-    // SAFETY: a handler that only stores, and sets RIP to where the test wants it.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction =
-            note as extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        assert_eq!(libc::sigaction(signal, &raw const action, null_mut()), 0);
-    }
-}
-
 #[test]
 fn a_host_that_interprets_ring_0_refuses_it_and_ring_3_works_there() {
     if kind::hardware().is_some() {
@@ -140,7 +129,7 @@ fn privileged_instructions_work() {
         unsafe { asm!("mov {}, cr4", out(reg) cr4, options(nomem, nostack)) };
         assert_ne!(cr4 & 1 << 5, 0, "PAE");
         // Still so after system calls and signals.
-        install(libc::SIGUSR1);
+        install(libc::SIGUSR1, note);
         // SAFETY: a signal with a handler.
         unsafe { libc::raise(libc::SIGUSR1) };
         assert_eq!(SIGNALS.load(Ordering::Relaxed), 1);
@@ -181,7 +170,7 @@ fn a_page_flushed_by_the_programs_own_invlpg_is_dirty_again() {
 #[test]
 fn pages_that_may_only_be_read_are_not_written() {
     passes(|| {
-        install(libc::SIGSEGV);
+        install(libc::SIGSEGV, note);
         let page = map(1, libc::PROT_READ);
         // SAFETY: the handler goes on at the label.
         unsafe {
@@ -246,7 +235,7 @@ fn red_zone(page: usize, spin: u64) -> u64 {
 #[test]
 fn the_red_zone_survives_faults_and_signals() {
     passes(|| {
-        install(libc::SIGALRM);
+        install(libc::SIGALRM, note);
         support::tick(Duration::from_millis(1));
         let start = map(16 * 512, BOTH);
         for block in 0..16 {
@@ -262,7 +251,7 @@ fn the_red_zone_survives_faults_and_signals() {
 #[test]
 fn signal_frames_show_the_selectors_of_user_programs() {
     passes(|| {
-        install(libc::SIGUSR1);
+        install(libc::SIGUSR1, note);
         // SAFETY: a signal with a handler.
         unsafe { libc::raise(libc::SIGUSR1) };
         let selectors = SELECTORS.load(Ordering::Relaxed);
@@ -274,7 +263,7 @@ fn signal_frames_show_the_selectors_of_user_programs() {
 #[test]
 fn interrupts_that_are_off_stop_no_signal() {
     passes(|| {
-        install(libc::SIGALRM);
+        install(libc::SIGALRM, note);
         support::tick(Duration::from_millis(2));
         let before = SIGNALS.load(Ordering::Relaxed);
         while SIGNALS.load(Ordering::Relaxed) < before + 5 {
@@ -322,7 +311,7 @@ fn a_register_that_the_host_does_not_have_is_a_segmentation_fault() {
         return;
     }
     passes(|| {
-        install(libc::SIGSEGV);
+        install(libc::SIGSEGV, note);
         let (mut low, mut high) = (0xc000_0080u32, 0u32);
         // SAFETY: EFER; then a number that no processor has, and the handler goes on at the label.
         unsafe {
@@ -372,7 +361,7 @@ fn page_tables_that_are_none_end_the_program() {
     ends_with_a_message(zeros, "");
     // Where the machine has no memory: KVM walks for ever (seen in QEMU), until a signal comes.
     let nowhere = || {
-        install(libc::SIGALRM);
+        install(libc::SIGALRM, note);
         support::tick(Duration::from_millis(50));
         // SAFETY: ends the child.
         unsafe { asm!("mov cr3, {}", in(reg) 0x5000u64, options(nostack)) };

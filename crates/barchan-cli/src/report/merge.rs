@@ -40,12 +40,12 @@ fn add(all: &mut Report, more: Report) -> std::result::Result<(), String> {
     {
         return differ("the machine");
     }
-    if all.collectors.iter().any(|info| {
-        more.collectors
-            .iter()
-            .any(|other| other.collector == info.collector && other.description != info.description)
-    }) {
-        return differ("a collector");
+    for info in more.collectors {
+        match all.collectors.iter().find(|known| known.collector == info.collector) {
+            Some(known) if known.description != info.description => return differ("a collector"),
+            Some(_) => {}
+            None => all.collectors.push(info),
+        }
     }
     if all.rounds != more.rounds {
         return differ("the number of rounds");
@@ -73,11 +73,6 @@ fn add(all: &mut Report, more: Report) -> std::result::Result<(), String> {
             }
             Some(_) => {}
             None => all.configs.push(info),
-        }
-    }
-    for info in more.collectors {
-        if !all.collectors.iter().any(|known| known.collector == info.collector) {
-            all.collectors.push(info);
         }
     }
     // Baselines first, as in a benchmark that measures all of them; settings keep their order.

@@ -195,6 +195,21 @@ pub(crate) fn passes(body: impl FnOnce()) {
     }
 }
 
+/// A signal handler with SA_SIGINFO.
+pub(crate) type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// Makes `handler` the one of `signal`. It runs between two instructions of the test: it may only do what a signal
+/// handler may.
+pub(crate) fn install(signal: i32, handler: Handler) {
+    // SAFETY: the type says that it takes what SA_SIGINFO gives.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        assert_eq!(libc::sigaction(signal, &raw const action, std::ptr::null_mut()), 0);
+    }
+}
+
 /// Sends SIGALRM every so often, of which there is a handler: as often as leaves the program time to
 /// get on, by what one signal costs here (an emulator needs a millisecond for it).
 pub(crate) fn tick(least: Duration) {
