@@ -187,3 +187,29 @@ fn regions_may_come_and_go_while_threads_fault() {
         true
     });
 }
+
+/// A fault that finds its region gone, and the page protected again by the next one.
+#[test]
+fn a_region_may_follow_another_while_threads_fault() {
+    let _alone = alone();
+    let Some(tracker) = tracker(Source::Mprotect) else { return };
+    let memory = Memory::touched(8);
+    in_child("regions one after the other", || {
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        (0..8).for_each(|page| memory.write(page));
+                    }
+                });
+            }
+            for _ in 0..5_000 {
+                let region = memory.track(&tracker);
+                region.arm(region.range()).expect("arming");
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        true
+    });
+}

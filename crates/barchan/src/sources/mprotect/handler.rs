@@ -67,18 +67,27 @@ extern "C" fn on_sigsegv(
 ) {
     // SAFETY: the kernel passes valid pointers to an SA_SIGINFO handler.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
-    if code == SEGV_ACCERR && is_store(context) {
-        let page = address & !(PAGE_SIZE - 1);
+    if code == SEGV_ACCERR && is_store(context) && resolve(address) {
+        return;
+    }
+    chain(signal, info, context);
+}
+
+/// Whether the faulting instruction is to run again.
+fn resolve(address: usize) -> bool {
+    let page = address & !(PAGE_SIZE - 1);
+    loop {
+        let version = registry::version();
         match registry::with(address, |region| region.on_fault(page)) {
-            Some(Fault::Resolved) => return,
-            Some(Fault::Foreign) => {}
+            Some(fault) => return fault == Fault::Resolved,
             // The region may have gone while the fault was on its way here, and then its pages
-            // are writable by now.
-            None if is_writable_page(page) => return,
+            // are writable by now,
+            None if is_writable_page(page) => return true,
+            // unless another one has come and has armed them since.
+            None if registry::version() == version => return false,
             None => {}
         }
     }
-    chain(signal, info, context);
 }
 
 /// An access that the protection forbids, as opposed to an address that is not mapped.

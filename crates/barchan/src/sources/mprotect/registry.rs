@@ -19,6 +19,8 @@ struct Snapshot {
 }
 
 static CURRENT: AtomicPtr<Snapshot> = AtomicPtr::new(core::ptr::null_mut());
+/// How many arrays have been published.
+static VERSION: AtomicUsize = AtomicUsize::new(0);
 /// Handlers that entered while the generation was even, and odd.
 static READERS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
 static GENERATION: AtomicUsize = AtomicUsize::new(0);
@@ -52,6 +54,12 @@ pub(super) fn with<R>(address: usize, f: impl FnOnce(&State) -> R) -> Option<R> 
     });
     mine.fetch_sub(1, SeqCst);
     result
+}
+
+/// A number that changes between the moment a region is published and the moment it first protects
+/// a page: while it stays, an address without a region is protected by nobody here.
+pub(super) fn version() -> usize {
+    VERSION.load(SeqCst)
 }
 
 /// The right to change the registry; one holder at a time.
@@ -112,6 +120,7 @@ impl Writer<'_> {
     /// Shows `prepared` to handlers; allocates nothing.
     pub(super) fn publish(&mut self, prepared: Prepared) {
         let before = CURRENT.swap(Box::into_raw(prepared.0), SeqCst);
+        VERSION.fetch_add(1, SeqCst);
         if !before.is_null() {
             self.garbage.push(before);
         }
