@@ -3,7 +3,7 @@
 # Builds the workloads and runs each at a small scale in every mode of the installed libgc (and of
 # every directory in GC_LIBRARY_PATHS, separated by colons): exit codes, the JSON, the same results
 # in all modes, the self-checks themselves (--spoil), bad arguments, the generator.
-# GC_CHECKED_PATH, if set, is the directory of a patched collector with its assertions, for `stress`.
+# GC_CHECKED_PATH, if set, is the directory of a patched collector with its assertions, for `stress` and `mtalloc`.
 # Ends with "N passed, N failed"; exit code 1 if any failed.
 set -u
 cd "$(dirname "$0")" || exit 1
@@ -252,8 +252,14 @@ elif [ -n "$checked" ]; then
     sources=(auto mprotect)
     policies=(auto partial alternate)
     stress_tracked "$checked" 2 5000 100
+    # threads that allocate small blocks all the time: one is doing so whenever a collection goes on
+    for run in 1 2 3 4 5 6 7 8 9 10; do
+        is "mtalloc with assertions, run $run" env "LD_LIBRARY_PATH=$checked" GC_MARKERS=2 \
+            GC_ENABLE_INCREMENTAL=1 GC_PAUSE_TIME_TARGET=3 timeout 300 \
+            "$bin/mtalloc" --scale 0.1 --threads 4
+    done
 else
-    echo "skipped: stress with the collector's assertions (GC_CHECKED_PATH is not set)"
+    echo "skipped: stress and mtalloc with the collector's assertions (GC_CHECKED_PATH is not set)"
 fi
 expect 1 "check failed: " stress --operations 500 --spoil
 
