@@ -1,5 +1,8 @@
 //! `cargo xtask stress`: the self-checking mutator on the patched collector, for minutes or hours.
 //!
+//! Every sixth run or so is of `mtalloc` instead: its threads do nothing but allocate, so that one is
+//! always in the middle of it when a collection comes.
+//!
 //! Each run takes another corner of what can be set: the source of dirty bits, the policy, the
 //! limit of a pause, the number of markers and of threads, choices switched off, assertions in
 //! the collector or not. The corners follow from the seed, so that a failure can be had again by
@@ -27,6 +30,8 @@ const TELL: Duration = Duration::from_secs(60);
 
 /// Limits of a pause in microseconds; none, and such that every heap is too large for.
 const PAUSES_US: &[u64] = &[0, 50, 200, 1000, 5000];
+/// The same for `mtalloc`, in milliseconds, which is what the collector's variable takes.
+const PAUSES_MS: &[u64] = &[0, 1, 3, 5, 999_999];
 const POLICIES: &[&str] = &["auto", "partial", "alternate"];
 
 /// `cargo xtask stress`
@@ -74,6 +79,7 @@ impl Random {
 
 /// One run: what is set.
 struct Corner {
+    program: &'static str,
     library: PathBuf,
     environment: Vec<(&'static str, String)>,
     arguments: Vec<String>,
@@ -87,13 +93,23 @@ impl Corner {
             ("BARCHAN_TRACKER", random.of(sources).clone()),
             ("GC_BARCHAN_POLICY", (*random.of(POLICIES)).to_owned()),
         ];
-        let pause_us = *random.of(PAUSES_US);
-        if pause_us == 0 {
-            environment.push(("GC_PAUSE_TIME_TARGET", "999999".to_owned()));
-        }
         // Most runs switch none off.
         if random.below(3) == 0 {
             environment.push(("GC_BARCHAN_OFF", (*random.of(CHOICES)).to_owned()));
+        }
+        let library = random.of(libraries).clone();
+        if random.below(6) == 0 {
+            environment.push(("GC_PAUSE_TIME_TARGET", random.of(PAUSES_MS).to_string()));
+            let arguments = vec![
+                format!("--threads={}", 1 + random.below(8)),
+                format!("--scale={}", random.of(&["0.05", "0.1", "0.3"])),
+                format!("--seed={}", random.below(1 << 32)),
+            ];
+            return Self { program: "mtalloc", library, environment, arguments };
+        }
+        let pause_us = *random.of(PAUSES_US);
+        if pause_us == 0 {
+            environment.push(("GC_PAUSE_TIME_TARGET", "999999".to_owned()));
         }
         let operations = [4000, 20_000, 60_000, 150_000];
         let mut arguments = vec![
@@ -106,11 +122,11 @@ impl Corner {
             environment.retain(|(name, _)| *name != "GC_ENABLE_INCREMENTAL");
             arguments.push("--late".to_owned());
         }
-        Self { library: random.of(libraries).clone(), environment, arguments }
+        Self { program: "stress", library, environment, arguments }
     }
 
-    fn command(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
+    fn command(&self, programs: &Path) -> Command {
+        let mut command = Command::new(programs.join(self.program));
         command.env("LD_LIBRARY_PATH", &self.library).args(&self.arguments);
         for name in ["GC_ENABLE_INCREMENTAL", "GC_PAUSE_TIME_TARGET", "GC_BARCHAN_OFF"] {
             command.env_remove(name);
@@ -120,14 +136,14 @@ impl Corner {
     }
 }
 
-/// As it is typed in a shell, without the program.
+/// As it is typed in a shell.
 impl fmt::Display for Corner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "LD_LIBRARY_PATH={}", self.library.display())?;
         for (name, value) in &self.environment {
             write!(f, " {name}={value}")?;
         }
-        write!(f, " build/workloads/stress {}", self.arguments.join(" "))
+        write!(f, " build/workloads/{} {}", self.program, self.arguments.join(" "))
     }
 }
 
@@ -152,7 +168,7 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
     let sources = sources(args.tracker.as_deref())?;
     println!("sources of dirty bits: {}", sources.join(", "));
 
-    let program = layout.workloads().join("stress");
+    let programs = layout.workloads();
     let output = layout.build().join("stress.log");
     let interrupted = interrupt_flag()?;
     let mut random = Random(args.seed);
@@ -162,7 +178,7 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
     let (mut runs, mut failures) = (0_u64, 0_u64);
     while Instant::now() < end && !interrupted.load(Relaxed) {
         let corner = Corner::new(&mut random, &libraries, &sources);
-        match one(&corner, &program, &output, &interrupted)? {
+        match one(&corner, &programs, &output, &interrupted)? {
             End::Success => runs += 1,
             End::Interrupted => break,
             End::Failure(why) => {
@@ -193,13 +209,13 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
 /// Runs `corner`; what it prints goes into the file `output`.
 fn one(
     corner: &Corner,
-    program: &Path,
+    programs: &Path,
     output: &Path,
     interrupted: &AtomicBool,
 ) -> anyhow::Result<End> {
     let file =
         File::create(output).with_context(|| format!("cannot write {}", output.display()))?;
-    let mut command = corner.command(program);
+    let mut command = corner.command(programs);
     command.stderr(file);
     step::run_quietly(command, LIMIT, interrupted, |_| {})
 }
@@ -250,6 +266,10 @@ mod tests {
         let wanted = settings.iter().chain(POLICIES).chain(CHOICES);
         for setting in wanted {
             assert!(all.contains(setting), "no corner has {setting}");
+        }
+        for pause in PAUSES_MS {
+            let set = format!("GC_PAUSE_TIME_TARGET={pause} build/workloads/mtalloc ");
+            assert!(all.contains(&set), "no corner has {pause} ms");
         }
         for pause in PAUSES_US {
             assert!(all.contains(&format!("--pause-us={pause} ")), "no corner has {pause} us");
