@@ -425,6 +425,7 @@ static void fork_one(struct lane *l)
         return;
     }
     stress_in_child = true;
+    stress_child_after = l->number << 48 | l->next_id;
     alarm(300); /* a child that hangs ends by SIGALRM, which its parent reports */
     if (pipe(l->pipe) != 0)
         stress_fail("cannot make a pipe: %s", strerror(errno));

@@ -33,6 +33,9 @@ WL_NORETURN void stress_fail(const char *format, ...) WL_PRINTF(1, 2);
 /* Set in a forked child, which has no other thread and leaves by _exit. */
 extern bool stress_in_child;
 
+/* In a forked child, the last id that its lane gave before the fork. */
+extern uint64_t stress_child_after;
+
 /* Makes the descriptors of typed nodes, once the collector is initialised. */
 void node_init(void);
 
