@@ -445,6 +445,51 @@ fn signal_handlers_write_to_protected_pages_whenever_they_come() {
     });
 }
 
+/// A handler that makes a system call gets its signals there; one that comes then does not wait for the handler, since
+/// the one before may be waiting for it.
+#[test]
+fn a_signal_that_interrupts_a_handler_may_wait_for_another() {
+    static WAITS: AtomicUsize = AtomicUsize::new(0);
+    static SECOND: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn first(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        WAITS.store(1, Ordering::Release);
+        // Without a system call, at whose end the other would come anyhow.
+        while SECOND.load(Ordering::Acquire) == 0 {
+            std::hint::spin_loop();
+        }
+    }
+    extern "C" fn second(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        SECOND.store(1, Ordering::Release);
+    }
+    fn calls(address: usize, frame: &mut FaultFrame) -> bool {
+        // SAFETY: a signal with a handler.
+        unsafe { libc::raise(libc::SIGUSR1) };
+        unprotect(address, frame)
+    }
+    passes(|| {
+        let inside = inside();
+        // SAFETY: the handler makes a system call that does not block, and changes entries.
+        unsafe { inside.handle_faults(calls) };
+        INSIDE.with(|_| ());
+        install(libc::SIGUSR1, first);
+        install(libc::SIGUSR2, second);
+        let start = map(inside, 1);
+        inside.protect(start..start + PAGE).expect("a range").flush_everywhere();
+        // SAFETY: they ask for this thread's ids.
+        let (pid, tid) = unsafe { (libc::getpid(), libc::syscall(libc::SYS_gettid)) };
+        let sender = std::thread::spawn(move || {
+            while WAITS.load(Ordering::Acquire) == 0 {
+                std::thread::yield_now();
+            }
+            // SAFETY: a thread that waits for this one.
+            unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, libc::SIGUSR2) };
+        });
+        write(start);
+        sender.join().expect("it ends");
+        assert_eq!(COUNT.load(Ordering::Relaxed), 1);
+    });
+}
+
 #[test]
 fn threads_fault_side_by_side_under_signals() {
     extern "C" fn tick(_: i32) {}
