@@ -8,7 +8,9 @@
 //! monitor reads CR2 and calls the same code.
 //!
 //! One fault of a CPU is in handling at a time: a fault in the handler goes to the monitor. Signals that
-//! come before the frame is moved roll the fault back: the instruction faults again.
+//! come before the frame is moved roll the fault back: the instruction faults again. Those that come later wait until
+//! it is handled, so that their handlers may write to protected pages. Not where the handler makes a system call, or
+//! cannot go on: there they are delivered, on its stack, and whatever they write to is no fault that can be handled.
 //!
 //! All of this code is memory like any other, whose entries may go at any time, and then it faults itself. So
 //! what runs while a fault would overwrite the frame, or find it half taken, is in the page of stubs, which always
@@ -46,7 +48,9 @@ pub struct FaultFrame {
 /// instruction is executed again; or returns `false`, and the program gets SIGSEGV.
 ///
 /// It runs at the program's ring, in the middle of it, on a stack of 24 KiB: it must return, and not
-/// allocate, lock, fork or make another protected page fault.
+/// allocate, lock, fork or make another protected page fault. Signals wait for its end. But if it makes a
+/// system call, they are delivered at that call's end, and a signal's handler that writes to a protected
+/// page gets SIGSEGV then.
 pub type FaultHandler = fn(address: usize, frame: &mut FaultFrame) -> bool;
 
 static HANDLER: AtomicUsize = AtomicUsize::new(0);
@@ -67,14 +71,14 @@ core::arch::global_asm!(
     ".globl barchan_dune_fault_stack_segment",
     ".globl barchan_dune_fault_target",
     ".globl barchan_dune_fault_back",
-    ".globl barchan_dune_fault_return",
+    ".globl barchan_dune_fault_free",
     ".globl barchan_dune_fault_end",
     ".hidden barchan_dune_fault",
     ".hidden barchan_dune_fault_exit",
     ".hidden barchan_dune_fault_stack_segment",
     ".hidden barchan_dune_fault_target",
     ".hidden barchan_dune_fault_back",
-    ".hidden barchan_dune_fault_return",
+    ".hidden barchan_dune_fault_free",
     ".hidden barchan_dune_fault_end",
     ".balign 8",
     // On the fault stack: error code, RIP, CS, RFLAGS, RSP, SS. No register is free.
@@ -117,13 +121,20 @@ core::arch::global_asm!(
     "pop rcx",
     "pop rbx",
     "pop rax",
-    // Not handled: left busy, so that the instruction, executed again, goes to the monitor.
+    // Not handled: left busy, so that the instruction, executed again, goes to the monitor. It may do without a fault
+    // then, if another thread has given the right back; so a signal that waits cannot be left to that.
     "test dword ptr [rsp], 1",
     "lea rsp, [rsp + 8]",
-    "jz barchan_dune_fault_return",
+    "jz barchan_dune_fault_free",
     "btr dword ptr [rsp + 40 + {busy}], 0",
-    "barchan_dune_fault_return:",
+    "barchan_dune_fault_free:",
+    "cmp dword ptr [rsp + 40 + {awaited}], 0",
+    "jne 3f",
     "iretq",
+    // As if a signal had come here.
+    "3:",
+    "out {returning}, al",
+    "ud2",
     ".balign 8",
     "barchan_dune_fault_end:",
     ".popsection",
@@ -190,6 +201,8 @@ core::arch::global_asm!(
     ".size barchan_dune_fault_moved, . - barchan_dune_fault_moved",
     up = const UP,
     busy = const BUSY,
+    awaited = const tables::HANDLER_AWAITED - tables::HANDLER_TOP,
+    returning = const tables::PORT_RETURNING,
     port = const tables::PORT_EXCEPTION + 14,
     features = const crate::host::kvm::XCR0_WANTED,
     ss = const crate::host::kvm::USER_SS,
@@ -204,7 +217,7 @@ unsafe extern "C" {
     static barchan_dune_fault_stack_segment: [u8; 0];
     static barchan_dune_fault_target: [u8; 0];
     static barchan_dune_fault_back: [u8; 0];
-    static barchan_dune_fault_return: [u8; 0];
+    static barchan_dune_fault_free: [u8; 0];
     static barchan_dune_fault_end: [u8; 0];
     fn barchan_dune_fault_moved();
 }
@@ -249,7 +262,7 @@ pub(crate) enum Part {
     Beginning,
     /// It calls the monitor for the fault.
     Exit,
-    /// It returns by IRETQ through the frame at RSP, with all registers in place.
+    /// It returns through the frame at RSP, with all registers in place, or calls the monitor to do it.
     Return,
 }
 
@@ -258,7 +271,7 @@ pub(crate) enum Part {
 pub(crate) fn part_at(at: usize) -> Option<Part> {
     if at == offset(&raw const barchan_dune_fault_exit) {
         Some(Part::Exit)
-    } else if at == offset(&raw const barchan_dune_fault_return) {
+    } else if at >= offset(&raw const barchan_dune_fault_free) {
         Some(Part::Return)
     } else if at < offset(&raw const barchan_dune_fault_target) {
         Some(Part::Beginning)

@@ -291,6 +291,205 @@ fn a_handler_whose_entries_go_meanwhile_returns() {
     });
 }
 
+/// Signals whose own handler writes to a protected page, from one thread to another that writes to such pages.
+///
+/// Each is sent when the one before has been handled. One that comes while its handler runs is delivered as soon as
+/// that has returned: a sender that does not look, and gets the processor once in each run of the handler (where there
+/// is one, or an emulated one), leaves the program no time at all, in guest mode or not.
+mod signals {
+    use super::*;
+
+    pub(super) static OWN_PAGE: AtomicUsize = AtomicUsize::new(0);
+    pub(super) static SENT: AtomicUsize = AtomicUsize::new(0);
+    pub(super) static CAME: AtomicUsize = AtomicUsize::new(0);
+    /// Writes of the program's that are done.
+    pub(super) static WRITTEN: AtomicUsize = AtomicUsize::new(0);
+    static DONE: AtomicUsize = AtomicUsize::new(0);
+    const PAGES: usize = 16;
+
+    extern "C" fn came(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        let page = OWN_PAGE.load(Ordering::Relaxed);
+        write(page);
+        INSIDE.with(|inside| {
+            inside.protect(page..page + PAGE).expect("a range").flush_here();
+        });
+        CAME.fetch_add(1, Ordering::Release);
+    }
+
+    fn send_while(pid: i32, tid: i64, mut ready: impl FnMut() -> bool) {
+        while DONE.load(Ordering::Acquire) == 0 {
+            let handled = CAME.load(Ordering::Acquire) == SENT.load(Ordering::Relaxed);
+            if handled && ready() {
+                // SAFETY: a thread that waits for this one.
+                unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, libc::SIGUSR1) };
+                SENT.fetch_add(1, Ordering::Release);
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Writes to protected pages until `many` signals have come, the next of which is sent when `ready` says so.
+    pub(super) fn come(inside: Inside, many: usize, ready: impl FnMut() -> bool + Send + 'static) {
+        INSIDE.with(|_| ());
+        let own = map(inside, 1);
+        inside.protect(own..own + PAGE).expect("a range").flush_everywhere();
+        OWN_PAGE.store(own, Ordering::Relaxed);
+        install(libc::SIGUSR1, came);
+        // SAFETY: they ask for this thread's ids.
+        let (pid, tid) = unsafe { (libc::getpid(), libc::syscall(libc::SYS_gettid)) };
+        let start = map(inside, PAGES);
+        let sender = std::thread::spawn(move || send_while(pid, tid, ready));
+        while CAME.load(Ordering::Relaxed) < many {
+            inside.protect(start..start + PAGES * PAGE).expect("a range").flush_here();
+            for page in 0..PAGES {
+                write(start + page * PAGE);
+                WRITTEN.fetch_add(1, Ordering::Release);
+                // It comes by itself, and not only at the end of some system call.
+                while CAME.load(Ordering::Acquire) < SENT.load(Ordering::Acquire) {
+                    std::hint::spin_loop();
+                }
+            }
+        }
+        DONE.store(1, Ordering::Release);
+        sender.join().expect("it ends");
+        // The last one comes at the end of a system call at the latest; none is lost.
+        assert_eq!(CAME.load(Ordering::Relaxed), SENT.load(Ordering::Relaxed));
+    }
+}
+
+/// A signal that comes in the middle of a handler was delivered there, and its own handler's write was SIGSEGV.
+#[test]
+fn a_signal_in_the_middle_of_a_handler_waits_for_its_end() {
+    static HANDLING: AtomicUsize = AtomicUsize::new(0);
+    static EARLY: AtomicUsize = AtomicUsize::new(0);
+    static OTHER_PAGE: AtomicUsize = AtomicUsize::new(0);
+    /// Goes on until a signal has been sent, if it is the program's write and not the signal's. Makes no system call,
+    /// at whose end the signal would be delivered.
+    fn until_sent(address: usize, _: &mut FaultFrame) -> bool {
+        let page = address & !(PAGE - 1);
+        let came = signals::CAME.load(Ordering::Acquire);
+        let sent = signals::SENT.load(Ordering::Acquire);
+        let own = page == signals::OWN_PAGE.load(Ordering::Relaxed);
+        // Not while one is on its way, which would wait for this handler, and the sender for it.
+        if !own && came == sent {
+            HANDLING.store(1, Ordering::Release);
+            while signals::SENT.load(Ordering::Acquire) == sent {
+                // Where there is one processor, the sender gets it when an interrupt ends the run. Bochs takes none in
+                // a guest entered without RFLAGS.IF, as a handler is; but CPUID ends a run.
+                let _ = std::arch::x86_64::__cpuid(0);
+            }
+            HANDLING.store(0, Ordering::Release);
+            for _ in 0..1000 {
+                std::hint::spin_loop();
+            }
+            // SAFETY: mapped memory of the test's. The sender has taken its entry: a fault of the handler's own.
+            unsafe { (OTHER_PAGE.load(Ordering::Relaxed) as *const u8).read_volatile() };
+            EARLY.fetch_add(signals::CAME.load(Ordering::Relaxed) - came, Ordering::Relaxed);
+        }
+        INSIDE.with(|inside| inside.unprotect(page..page + PAGE).is_ok())
+            // As if another thread had been quicker, and this one found nothing to do: no fault comes after it.
+            && (own || sent % 4 != 1)
+    }
+    passes(|| {
+        let inside = inside();
+        // SAFETY: the handler changes entries and atomics only.
+        unsafe { inside.handle_faults(until_sent) };
+        let other = map(inside, 1);
+        OTHER_PAGE.store(other, Ordering::Relaxed);
+        // SAFETY: a file of ours.
+        let file = unsafe { libc::memfd_create(c"other".as_ptr(), libc::MFD_CLOEXEC) };
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::ftruncate(file, PAGE as i64) }, 0);
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        let before = dune::stats::Snapshot::current().faults;
+        signals::come(inside, 100, move || {
+            // SAFETY: in place of memory of the test's, which nobody reads meanwhile. A file's pages have no entries.
+            HANDLING.load(Ordering::Acquire) != 0
+                && unsafe { libc::mmap(other as *mut _, PAGE, libc::PROT_READ, flags, file, 0) }
+                    as usize
+                    == other
+        });
+        let faults = dune::stats::Snapshot::current().faults - before;
+        assert!(faults >= 100, "{faults} faults of the handler's own");
+        assert_eq!(EARLY.load(Ordering::Relaxed), 0, "signals in the middle of a handler");
+    });
+}
+
+/// The same wherever a signal comes: before the handler and after it, in its flushes, at its return.
+#[test]
+fn signal_handlers_write_to_protected_pages_whenever_they_come() {
+    /// Long enough to be interrupted, by its flushes above all.
+    fn slow(address: usize, _: &mut FaultFrame) -> bool {
+        let page = address & !(PAGE - 1);
+        let run = COUNT.fetch_add(1, Ordering::Relaxed);
+        INSIDE.with(|inside| {
+            (0..run % 8).for_each(|_| inside.flush());
+            inside.unprotect(page..page + PAGE).is_ok()
+        })
+    }
+    passes(|| {
+        let inside = inside();
+        // SAFETY: the handler changes entries and atomics only, and flushes.
+        unsafe { inside.handle_faults(slow) };
+        let mut seen = usize::MAX;
+        signals::come(inside, 200, move || {
+            let now = signals::WRITTEN.load(Ordering::Acquire);
+            let ready = now != seen;
+            seen = now;
+            for _ in 0..if ready { now * 31 % 977 } else { 0 } {
+                std::hint::spin_loop();
+            }
+            ready
+        });
+    });
+}
+
+/// A handler that makes a system call gets its signals there; one that comes then does not wait for the handler, since
+/// the one before may be waiting for it.
+#[test]
+fn a_signal_that_interrupts_a_handler_may_wait_for_another() {
+    static WAITS: AtomicUsize = AtomicUsize::new(0);
+    static SECOND: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn first(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        WAITS.store(1, Ordering::Release);
+        // Without a system call, at whose end the other would come anyhow.
+        while SECOND.load(Ordering::Acquire) == 0 {
+            std::hint::spin_loop();
+        }
+    }
+    extern "C" fn second(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        SECOND.store(1, Ordering::Release);
+    }
+    fn calls(address: usize, frame: &mut FaultFrame) -> bool {
+        // SAFETY: a signal with a handler.
+        unsafe { libc::raise(libc::SIGUSR1) };
+        unprotect(address, frame)
+    }
+    passes(|| {
+        let inside = inside();
+        // SAFETY: the handler makes a system call that does not block, and changes entries.
+        unsafe { inside.handle_faults(calls) };
+        INSIDE.with(|_| ());
+        install(libc::SIGUSR1, first);
+        install(libc::SIGUSR2, second);
+        let start = map(inside, 1);
+        inside.protect(start..start + PAGE).expect("a range").flush_everywhere();
+        // SAFETY: they ask for this thread's ids.
+        let (pid, tid) = unsafe { (libc::getpid(), libc::syscall(libc::SYS_gettid)) };
+        let sender = std::thread::spawn(move || {
+            while WAITS.load(Ordering::Acquire) == 0 {
+                std::thread::yield_now();
+            }
+            // SAFETY: a thread that waits for this one.
+            unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, libc::SIGUSR2) };
+        });
+        write(start);
+        sender.join().expect("it ends");
+        assert_eq!(COUNT.load(Ordering::Relaxed), 1);
+    });
+}
+
 #[test]
 fn threads_fault_side_by_side_under_signals() {
     extern "C" fn tick(_: i32) {}

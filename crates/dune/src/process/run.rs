@@ -16,7 +16,9 @@ use crate::host::{AnyVcpu, Exit, HostError, Vcpu as _};
 use crate::paging::{ADDRESS_MASK, Link, USER_END};
 use crate::ring;
 use crate::signals::{deliver, frame};
-use crate::space::cpu_tables::{self as tables, PORT_EXCEPTION, PORT_STORED, PORT_SYSCALL, Stub};
+use crate::space::cpu_tables::{
+    self as tables, PORT_EXCEPTION, PORT_RETURNING, PORT_STORED, PORT_SYSCALL, Stub,
+};
 use crate::space::{Fault, SPACE};
 use crate::stats;
 use crate::sys;
@@ -70,6 +72,9 @@ pub(crate) struct Guest<'a> {
     all: bool,
     /// The number of the system call that is being made.
     call: u64,
+    /// Whether the last exit was a page fault after which the program goes on: its page has an entry now, or its
+    /// handler is called.
+    goes_on: bool,
     stuck: u32,
     stuck_at: u64,
 }
@@ -90,7 +95,8 @@ pub(crate) fn begin(thread: &'static Thread) -> ! {
         text::fatal(format_args!("barchan: a thread cannot enter guest mode: {error}\n"));
     }
     let place = Place::Program;
-    let mut guest = Guest { thread, cpu, place, all: true, call: 0, stuck: 0, stuck_at: 0 };
+    let mut guest =
+        Guest { thread, cpu, place, all: true, call: 0, goes_on: false, stuck: 0, stuck_at: 0 };
     thread.id.store(sys::thread_id(), Ordering::Relaxed);
     calls::written::child_runs(&thread.under_way, thread.start.get().child_tid);
     sys::set_mask(thread.start.get().mask);
@@ -106,10 +112,12 @@ impl Guest<'_> {
             self.interrupted();
         }
         self.prepare_return();
+        self.goes_on = false;
         let exit = self.cpu.run();
         stats::exit(exit);
         match exit {
             Exit::Port(PORT_SYSCALL) => self.system_call(),
+            Exit::Port(PORT_RETURNING) => self.handler_returns(),
             Exit::Port(PORT_DOUBLE_FAULT) => self.double_fault(),
             Exit::Port(port) if (PORT_EXCEPTION..PORT_EXCEPTION + 32).contains(&port) => {
                 self.exception(port - PORT_EXCEPTION);
@@ -135,7 +143,9 @@ impl Guest<'_> {
 
     /// A signal came in the middle of a run, or between two: finds the program's state, and delivers.
     fn interrupted(&mut self) {
+        let mut goes_on = self.goes_on;
         if self.place == Place::Untouched {
+            goes_on = true;
             self.check_root();
             let registers = self.cpu.registers();
             match tables::stub_at(registers.rip) {
@@ -173,20 +183,30 @@ impl Guest<'_> {
                     registers.rsp = frame.rsp;
                     tables::release_handler(self.thread.index, frame.rsp);
                 }
-                Some(Stub::Fault(Some(Part::Return))) => {
-                    self.place = Place::Faulted;
-                    let frame = tables::read_iret_frame(registers.rsp);
-                    registers.rip = frame.rip;
-                    registers.rflags = frame.rflags;
-                    registers.rsp = frame.rsp;
-                }
+                Some(Stub::Fault(Some(Part::Return))) => self.handler_returns(),
                 Some(Stub::Fault(None)) | None => self.place = Place::Program,
             }
             self.all = true;
         }
+        // Later, if the program is in the middle of a handler of page faults: it will return, if it goes on.
+        if goes_on && tables::await_handler(self.thread.index, self.cpu.registers().rsp) {
+            return self.thread.unkick();
+        }
         while self.pending() {
             deliver::captured(self, Restart::Done);
         }
+    }
+
+    /// Returns from a handler of page faults, in place of its IRETQ.
+    fn handler_returns(&mut self) {
+        let registers = self.cpu.registers();
+        let frame = tables::read_iret_frame(registers.rsp);
+        registers.rip = frame.rip;
+        registers.rflags = frame.rflags;
+        registers.rsp = frame.rsp;
+        self.place = Place::Faulted;
+        self.all = true;
+        tables::handler_ended(self.thread.index);
     }
 
     /// A program at ring 0 may load CR3 with anything. Where its walks then find no memory at all, KVM can be at it for
@@ -357,12 +377,16 @@ impl Guest<'_> {
         // The kernel's own error codes say that it was user code, whatever the host does.
         let trap = [14, error & 0x17 | 4, address];
         match fault {
-            Ok(Fault::Mapped | Fault::Link(_)) => {}
+            Ok(Fault::Mapped | Fault::Link(_)) => self.goes_on = true,
+            // The signal first, on the program's stack; then the instruction will fault again.
+            Ok(Fault::Held) if self.pending() => {}
             Ok(Fault::Held) => {
                 let handled = faults::handled()
                     && !tables::refused(self.thread.index, address)
                     && self.hand_over(pushed, address);
-                if !handled {
+                if handled {
+                    self.goes_on = true;
+                } else {
                     deliver::fault(self, libc::SIGSEGV, 2, address, trap);
                 }
             }

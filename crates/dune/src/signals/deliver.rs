@@ -8,6 +8,7 @@ use super::{Info, bit, fault_info, signal_of};
 use crate::host::Vcpu as _;
 use crate::process::run::{Guest, Restart};
 use crate::process::thread::{AltStack, SS_DISABLE};
+use crate::space::cpu_tables;
 use crate::sys;
 
 const SS_AUTODISARM: u32 = 1 << 31;
@@ -101,6 +102,7 @@ fn push(guest: &mut Guest<'_>, action: &Action, context: &Context) {
     guest.must(|cpu| cpu.xsave(fpu));
     let altstack = thread.altstack.get();
     let mut registers = *guest.cpu.registers();
+    cpu_tables::signal_begins(thread.index, registers.rsp);
     if frame::push(&mut registers, action, altstack, fpu, context).is_err() {
         // No stack to call the handler on: SIGSEGV, and no handler for that either.
         let segv = fault_info(libc::SIGSEGV, 0x80, 0);

@@ -24,6 +24,8 @@ use crate::sys::PAGE_SIZE;
 pub(crate) const PORT_SYSCALL: u8 = 0xb0;
 /// The port that the stub of [`store`] writes to.
 pub(crate) const PORT_STORED: u8 = 0xb1;
+/// The port that the code of `faults` writes to at its end, if something waits for that.
+pub(crate) const PORT_RETURNING: u8 = 0xb2;
 /// The port of exception 0; that of exception `n` is `n` higher.
 pub(crate) const PORT_EXCEPTION: u8 = 0xc0;
 /// Exceptions that the processor defines.
@@ -127,6 +129,12 @@ pub(crate) const HANDLER_TOP: usize = arena::CPU_LEN - 64;
 pub(crate) const HANDLER_BUSY: usize = HANDLER_TOP + 8;
 /// and one for the address of a fault that the monitor hands over.
 pub(crate) const HANDLER_ADDRESS: usize = HANDLER_TOP + 16;
+/// and one that is not zero if the monitor wants to be called at the handler's end.
+pub(crate) const HANDLER_AWAITED: usize = HANDLER_TOP + 24;
+/// There: a signal waits for it.
+const WAITING: u64 = 1;
+/// There: a signal did not wait, and its own handler runs in the middle of it. It may wait for others.
+const NO_MORE: u64 = 2;
 
 /// The end of a CPU's fault stack.
 pub(crate) fn fault_stack(cpu: usize) -> usize {
@@ -144,7 +152,36 @@ pub(crate) fn release_handler(cpu: usize, rsp: u64) {
     let stack = gdt(cpu) + 2 * PAGE_SIZE..=gdt(cpu) + HANDLER_TOP;
     if !stack.contains(&(rsp as usize)) {
         put(gdt(cpu) + HANDLER_BUSY, 0);
+        put(gdt(cpu) + HANDLER_AWAITED, 0);
     }
+}
+
+/// Whether CPU `cpu`, with the stack at `rsp`, is in the middle of a handler of page faults.
+fn is_handling(cpu: usize, rsp: u64) -> bool {
+    let stack = gdt(cpu) + 2 * PAGE_SIZE..gdt(cpu) + HANDLER_TOP;
+    stack.contains(&(rsp as usize)) && get(gdt(cpu) + HANDLER_BUSY) != 0
+}
+
+/// Whether a signal can wait for the end of the handler that CPU `cpu`, with the stack at `rsp`, is in the middle of:
+/// the CPU calls the monitor then ([`PORT_RETURNING`]).
+pub(crate) fn await_handler(cpu: usize, rsp: u64) -> bool {
+    let waits = is_handling(cpu, rsp) && get(gdt(cpu) + HANDLER_AWAITED) != NO_MORE;
+    if waits {
+        put(gdt(cpu) + HANDLER_AWAITED, WAITING);
+    }
+    waits
+}
+
+/// A signal's handler is about to be called with the stack at `rsp`.
+pub(crate) fn signal_begins(cpu: usize, rsp: u64) {
+    if is_handling(cpu, rsp) {
+        put(gdt(cpu) + HANDLER_AWAITED, NO_MORE);
+    }
+}
+
+/// The handler of CPU `cpu` has ended.
+pub(crate) fn handler_ended(cpu: usize) {
+    put(gdt(cpu) + HANDLER_AWAITED, 0);
 }
 
 /// Puts the frame of a page fault on CPU `cpu`'s handler stack, with the address. Returns where it is, or
@@ -229,6 +266,11 @@ fn segment(code: bool, dpl: u64) -> u64 {
     let kind: u64 = if code { 0xb } else { 0x3 };
     let long = u64::from(code) << 53;
     0x000f_0000_0000_ffff | 1 << 55 | long | 1 << 47 | dpl << 45 | 1 << 44 | kind << 40
+}
+
+fn get(address: usize) -> u64 {
+    // SAFETY: an aligned word of the arena, which is mapped and written by no reference.
+    unsafe { &*(address as *const AtomicU64) }.load(Ordering::Relaxed)
 }
 
 fn put(address: usize, value: u64) {
@@ -334,7 +376,11 @@ pub(crate) fn write_cpu(cpu: usize) {
     state[44..52].copy_from_slice(&(stack_of(cpu, DOUBLE_FAULT) as u64).to_le_bytes()); // IST 2
     state[102..104].copy_from_slice(&104u16.to_le_bytes()); // the bitmap's offset
     state[104..].fill(0xff);
-    let allowed = (PORT_EXCEPTION..PORT_EXCEPTION + EXCEPTIONS).chain([PORT_SYSCALL, PORT_STORED]);
+    let allowed = (PORT_EXCEPTION..PORT_EXCEPTION + EXCEPTIONS).chain([
+        PORT_SYSCALL,
+        PORT_STORED,
+        PORT_RETURNING,
+    ]);
     for port in allowed.map(usize::from) {
         state[104 + port / 8] &= !(1 << (port % 8));
     }
