@@ -84,6 +84,17 @@ fn upstreams_programs(tests: &Path) -> Vec<String> {
     commands.filter_map(name).collect()
 }
 
+/// Threads are stopped by signals while handlers of protected pages run.
+#[test]
+fn gctest_on_handlers_of_protected_pages() {
+    if !built() || !available() {
+        return;
+    }
+    let layout = Layout::new(Layout::compiled_root()).expect("a checkout");
+    let collector = Collector::built(&layout, Flavour::PATCHED).expect("it is built");
+    passes(&collector.tests_dir().join("gctest"), "guest-direct", "generational", 0);
+}
+
 #[test]
 fn bdwgcs_own_programs() {
     if asked_runs().is_none() {
