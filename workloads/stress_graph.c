@@ -125,7 +125,8 @@ static void GC_CALLBACK finalize(void *object, void *data)
     struct node *n = object;
     (void)data;
     node_check(n, n->id);
-    for (uint32_t i = 0; is_whole(n) && i < n->edge_count; i++)
+    uint32_t edges = is_whole(n) ? n->edge_count : 0;
+    for (uint32_t i = 0; i < edges; i++)
         if (n->edges[i].to != NULL)
             check_words(n->edges[i].to, n->edges[i].to_id);
     __atomic_store_n(&n->finalized, 1, __ATOMIC_RELAXED);

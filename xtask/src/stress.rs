@@ -30,7 +30,7 @@ const TELL: Duration = Duration::from_secs(60);
 
 /// Limits of a pause in microseconds; none, and such that every heap is too large for.
 const PAUSES_US: &[u64] = &[0, 50, 200, 1000, 5000];
-/// The same for `mtalloc`, in milliseconds, which is what the collector's variable takes.
+/// What `mtalloc` gets for `GC_PAUSE_TIME_TARGET`, in milliseconds: 999999 is no limit, 0 one that no heap keeps.
 const PAUSES_MS: &[u64] = &[0, 1, 3, 5, 999_999];
 const POLICIES: &[&str] = &["auto", "partial", "alternate"];
 

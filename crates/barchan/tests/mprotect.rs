@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use barchan::{ErrorKind, PAGE_SIZE, Source, bitmap};
@@ -119,31 +120,39 @@ fn faults_of_the_program_kill_it_as_before() {
     );
 }
 
+/// Runs `body` in a child, while three threads write to all of `memory`.
+#[track_caller]
+fn while_threads_fault(what: &str, memory: &Memory, body: impl FnOnce()) {
+    in_child(what, || {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        (0..memory.range().pages()).for_each(|page| memory.write(page));
+                    }
+                });
+            }
+            body();
+            stop.store(true, Ordering::Relaxed);
+        });
+        true
+    });
+}
+
 #[test]
 fn regions_may_come_and_go_while_threads_fault() {
     let _alone = alone();
     let Some(tracker) = tracker(Source::Mprotect) else { return };
     let memory = Memory::touched(512);
-    in_child("regions that come and go", || {
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            for _ in 0..3 {
-                scope.spawn(|| {
-                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                        (0..512).for_each(|page| memory.write(page));
-                    }
-                });
-            }
-            for round in 0..500 {
-                let mut region = memory.track_part(&tracker, round % 64, 256);
-                region.arm(region.range()).expect("arming");
-                // SAFETY: the pages are the test's.
-                unsafe { region.resize(memory.range().slice(32, 400)) }.expect("resizing");
-                region.arm(region.range()).expect("arming");
-            }
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        });
-        true
+    while_threads_fault("regions that come and go", &memory, || {
+        for round in 0..500 {
+            let mut region = memory.track_part(&tracker, round % 64, 256);
+            region.arm(region.range()).expect("arming");
+            // SAFETY: the pages are the test's.
+            unsafe { region.resize(memory.range().slice(32, 400)) }.expect("resizing");
+            region.arm(region.range()).expect("arming");
+        }
     });
 }
 
@@ -153,22 +162,10 @@ fn a_region_may_follow_another_while_threads_fault() {
     let _alone = alone();
     let Some(tracker) = tracker(Source::Mprotect) else { return };
     let memory = Memory::touched(8);
-    in_child("regions one after the other", || {
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            for _ in 0..3 {
-                scope.spawn(|| {
-                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                        (0..8).for_each(|page| memory.write(page));
-                    }
-                });
-            }
-            for _ in 0..5_000 {
-                let region = memory.track(&tracker);
-                region.arm(region.range()).expect("arming");
-            }
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        });
-        true
+    while_threads_fault("regions one after the other", &memory, || {
+        for _ in 0..5_000 {
+            let region = memory.track(&tracker);
+            region.arm(region.range()).expect("arming");
+        }
     });
 }

@@ -1,7 +1,7 @@
 //! The patched collector in guest mode: its benchmark programs, and programs that Debian built.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use barchan_boehm::{Collector, Flavour, Layout};
@@ -75,6 +75,13 @@ const ABOUT_DIRTY_BITS: [&str; 2] = ["gctest", "dirtybitstest"];
 /// happens natively as well (`crates/barchan-boehm/tests/upstream_tests.rs`).
 const HEAP_BOUND: &str = "Unexpected heap growth";
 
+/// Where bdwgc's programs are, of the collector that is built.
+fn tests_dir() -> PathBuf {
+    let layout = Layout::new(Layout::compiled_root()).expect("a checkout");
+    let collector = Collector::built(&layout, Flavour::PATCHED).expect("it is built");
+    collector.tests_dir()
+}
+
 /// The names of the programs that bdwgc's build declares as tests.
 fn upstreams_programs(tests: &Path) -> Vec<String> {
     let list = std::fs::read_to_string(tests.join("CTestTestfile.cmake")).unwrap_or_default();
@@ -90,9 +97,7 @@ fn gctest_on_handlers_of_protected_pages() {
     if !built() || !available() {
         return;
     }
-    let layout = Layout::new(Layout::compiled_root()).expect("a checkout");
-    let collector = Collector::built(&layout, Flavour::PATCHED).expect("it is built");
-    passes(&collector.tests_dir().join("gctest"), "guest-direct", "generational", 0);
+    passes(&tests_dir().join("gctest"), "guest-direct", "generational", 0);
 }
 
 #[test]
@@ -106,12 +111,11 @@ fn bdwgcs_own_programs() {
     if !built() || !available() {
         return;
     }
-    let layout = Layout::new(Layout::compiled_root()).expect("a checkout");
-    let collector = Collector::built(&layout, Flavour::PATCHED).expect("it is built");
-    let programs = upstreams_programs(&collector.tests_dir());
+    let tests = tests_dir();
+    let programs = upstreams_programs(&tests);
     assert!(programs.len() >= 20, "bdwgc's tests are missing: {programs:?}");
     for program in &programs {
-        let path = collector.tests_dir().join(program);
+        let path = tests.join(program);
         for (source, mode) in SOURCES.into_iter().flat_map(|s| MODES.map(|mode| (s, mode))) {
             let left = if mode == "incremental" { 2 } else { 0 };
             passes(&path, source, mode, left);

@@ -29,14 +29,8 @@ extern "C" fn on_fault(_: i32, info: *mut libc::siginfo_t, context: *mut libc::c
 
 /// From now on [`read`], [`write`] and [`call`] fail where they fault.
 pub(crate) fn catch_faults() {
-    // SAFETY: a handler that does what its type says, of faults of the code below.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_fault as extern "C" fn(_, _, _) as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        for signal in [libc::SIGSEGV, libc::SIGBUS] {
-            assert_eq!(libc::sigaction(signal, &raw const action, null_mut()), 0);
-        }
+    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        crate::support::install(signal, on_fault);
     }
 }
 
