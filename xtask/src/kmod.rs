@@ -15,7 +15,7 @@ use crate::guest::{Kernel, RUNTIME, Series, runtime_tests};
 use crate::{cargo, setup};
 
 /// What Bochs needs to be told: it claims bugs of a CPU, and has no means against them.
-const PARAMETERS: &str = "allow_l1tf=1 large_pages=2";
+pub(crate) const PARAMETERS: &str = "allow_l1tf=1 large_pages=2";
 
 /// What the kernel is told besides: the console stays on in a suspend, else the end of the run is lost.
 const COMMAND_LINE: &str = "no_console_suspend";
@@ -184,7 +184,7 @@ fn selftest(dir: &Path) -> String {
 }
 
 /// Builds the module and its selftests; where they are.
-fn build(series: Series) -> anyhow::Result<PathBuf> {
+pub(crate) fn build(series: Series) -> anyhow::Result<PathBuf> {
     let kernel = Kernel::get(series)?;
     let root = cargo::root()?;
     let dir = root.join("build/kmod").join(series.to_string());

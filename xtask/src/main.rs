@@ -8,6 +8,7 @@
 //! | `guest` | tests where virtualization is, real or emulated |
 //! | `header` | the C header, generated again |
 //! | `kmod` | the kernel module: built and tested |
+//! | `paper` | Dune's tables again, in an emulated machine |
 //! | `stress` | the collector's long run |
 //! | `step` | running a program with a time limit |
 //! | `tally` | counting tests in what they print |
@@ -24,6 +25,7 @@ mod ci;
 mod guest;
 mod header;
 mod kmod;
+mod paper;
 mod setup;
 mod step;
 mod stress;
@@ -69,6 +71,8 @@ enum Command {
     Stress(stress::Args),
     /// Build the kernel module against every kernel, and run its selftests in Bochs
     Kmod(kmod::Args),
+    /// Make Dune's tables again in an emulated machine with VT-x, as counts of instructions
+    Paper(paper::Args),
 }
 
 fn main() -> ExitCode {
@@ -80,6 +84,7 @@ fn main() -> ExitCode {
         Command::Header => header::command(),
         Command::Stress(args) => stress::command(&args),
         Command::Kmod(args) => kmod::command(&args),
+        Command::Paper(args) => paper::command(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

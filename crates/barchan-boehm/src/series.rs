@@ -27,6 +27,7 @@ pub const CHOICES: &[&str] = &[
     "background",
     "walks",
     "room",
+    "populate",
 ];
 
 /// How exactly a patch must fit.
