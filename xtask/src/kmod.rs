@@ -24,7 +24,7 @@ const COMMAND_LINE: &str = "no_console_suspend";
 const WITH_XSAVE: &str = "clearcpuid=xsavec";
 
 /// This program, even if its file has been replaced since it started: a build while the tests run does that.
-const MYSELF: &str = "/proc/self/exe";
+pub(crate) const MYSELF: &str = "/proc/self/exe";
 
 /// `cargo xtask kmod`
 #[derive(Debug, clap::Args)]
@@ -261,18 +261,27 @@ fn oracle() -> anyhow::Result<Vec<String>> {
     Ok(words)
 }
 
+/// The command `barchan` and what it needs for `run --dune` in a guest; each file, and where it goes.
+pub(crate) fn guest_mode(release: bool) -> anyhow::Result<Vec<(PathBuf, String)>> {
+    let pin = "boehm-patch/upstream/Cargo.toml";
+    Ok(vec![
+        (
+            cargo::test_program("barchan-cli", &["--bin", "barchan"], release)?,
+            "/usr/bin/barchan".to_owned(),
+        ),
+        (
+            cargo::shared_library("dune-preload", "barchan_dune")?,
+            "/barchan/target/release/libbarchan_dune.so".to_owned(),
+        ),
+        (cargo::root()?.join(pin), format!("/barchan/{pin}")),
+    ])
+}
+
 /// The test of unmodified programs: what to bring into the guest, and the script that runs them.
 fn programs() -> anyhow::Result<Vec<String>> {
     let root = cargo::root()?;
-    let brought = |source: &Path, target: &str| format!("{}:{target}", source.display());
-    let barchan = cargo::test_program("barchan-cli", &["--bin", "barchan"], false)?;
-    let runtime = cargo::shared_library("dune-preload", "barchan_dune")?;
-    let pin = "boehm-patch/upstream/Cargo.toml";
-    let mut files = vec![
-        brought(&barchan, "/usr/bin/barchan"),
-        brought(&runtime, "/barchan/target/release/libbarchan_dune.so"),
-        brought(&root.join(pin), &format!("/barchan/{pin}")),
-    ];
+    let brought = |(source, target): (PathBuf, String)| format!("{}:{target}", source.display());
+    let mut files: Vec<_> = guest_mode(false)?.into_iter().map(brought).collect();
     for name in ["bash", "cat", "tr", "seq", "sort", "md5sum", "gcc", "as", "ld", "python3"] {
         files.push(at_the_same_path(&format!("/usr/bin/{name}")));
     }

@@ -31,7 +31,7 @@ enum Over {
 #[command(after_help = "\
 Cycles are instructions executed there, and Table 6 is in millions of them. The host is Bochs: VT-x and EPT.
 
-  cargo xtask paper --micro                                Tables 2 and 3, some minutes
+  cargo xtask paper --micro                                Tables 2 and 3, a minute or two
   cargo xtask paper                                        Table 6, an hour or more
   cargo xtask paper --over dune --case hashmap:0.03 -- --config mprotect --config guest-pte
 
@@ -78,33 +78,34 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
         setup::for_guests()?;
     }
     let root = cargo::root()?;
-    let (names, env): (Vec<&str>, String) = if args.micro {
-        (vec!["micro"], String::new())
+    let names = if args.micro {
+        vec!["micro"]
     } else {
-        (
-            args.cases.iter().map(|case| workload(case)).collect::<Result<_, _>>()?,
-            args.cases.join(" "),
-        )
+        args.cases.iter().map(|case| workload(case)).collect::<Result<_, _>>()?
     };
-    let mut test = Command::new("/proc/self/exe");
+    let cases = if args.micro { String::new() } else { args.cases.join(" ") };
+    let mut test = Command::new(kmod::MYSELF);
     test.args(["guest-test", "--host", "bochs", "--skip-setup", "--memory", "2048"]);
     test.args(["--kernel", &args.kernel.to_string(), "--timeout", &args.timeout.to_string()]);
-    if args.over == Over::Dune {
-        let module = kmod::build(args.kernel)?.join("dune.ko");
-        test.args(["--no-kvm", "--env", "BARCHAN_DUNE_HOST=dune", "--module"]);
-        test.arg(format!("{} {}", module.display(), kmod::PARAMETERS));
-    }
+    let over = match args.over {
+        Over::Kvm => "kvm",
+        Over::Dune => {
+            let module = kmod::build(args.kernel)?.join("dune.ko");
+            test.args(["--no-kvm", "--env", "BARCHAN_DUNE_HOST=dune", "--module"]);
+            test.arg(format!("{} {}", module.display(), kmod::PARAMETERS));
+            "dune"
+        }
+    };
     for (file, target) in brought(&root, args.micro)? {
         test.arg("--file").arg(format!("{}:{target}", file.display()));
     }
     let left = root.join("build/paper");
     std::fs::create_dir_all(&left).with_context(|| format!("cannot make {}", left.display()))?;
     for name in names {
-        let over = if args.over == Over::Dune { "dune" } else { "kvm" };
         let here = left.join(format!("bochs-{over}-{name}.json"));
         test.arg("--fetch").arg(format!("/tmp/paper-{name}.json:{}", here.display()));
     }
-    test.args(["--env", &format!("CASES={env}"), "--env", &format!("ROUNDS={}", args.rounds)]);
+    test.args(["--env", &format!("CASES={cases}"), "--env", &format!("ROUNDS={}", args.rounds)]);
     test.arg("--").arg(root.join("xtask/src/guest/paper.sh"));
     if !args.micro && !args.options.iter().any(|option| option == "--pause-ms") {
         test.args(["--pause-ms", PAUSE_MS]);
@@ -131,19 +132,12 @@ fn workload(case: &str) -> anyhow::Result<&str> {
 
 /// Builds what the command needs in the guest; each file, and where it goes.
 fn brought(root: &Path, micro: bool) -> anyhow::Result<Vec<(PathBuf, String)>> {
-    let barchan = cargo::test_program("barchan-cli", &["--bin", "barchan"], true)?;
-    let runtime = cargo::shared_library("dune-preload", "barchan_dune")?;
-    let pin = "boehm-patch/upstream/Cargo.toml";
-    let mut files = vec![
-        (barchan.clone(), "/usr/bin/barchan".to_owned()),
-        (runtime, "/barchan/target/release/libbarchan_dune.so".to_owned()),
-        (root.join(pin), format!("/barchan/{pin}")),
-    ];
+    let mut files = kmod::guest_mode(true)?;
     if micro {
         return Ok(files);
     }
-    let built = Command::new(barchan).arg("build").current_dir(root).status();
-    if !built.context("cannot start barchan")?.success() {
+    let built = cargo::barchan(&["build"])?.status().context("cannot start cargo")?;
+    if !built.success() {
         bail!("barchan build failed");
     }
     for name in [
