@@ -37,7 +37,7 @@ pub(crate) struct Args {
     #[arg(long)]
     build_only: bool,
 
-    /// Also the guest tests of crates/dune, and the oracle of its tracker, over /dev/dune
+    /// Also the guest tests of crates/dune, and those of the trackers guest-pte and guest-pml, over /dev/dune
     #[arg(long)]
     dune: bool,
 
@@ -171,7 +171,11 @@ fn boots(args: &Args, series: Series, dir: &Path) -> anyhow::Result<Vec<Boot>> {
     }
     if args.dune {
         boots.push(package("dune", &runtime_tests()));
-        boots.push(boot(oracle()?));
+        boots.push(boot(trackers("guest-pte", &["oracle"])?));
+    }
+    if args.dune || by_default {
+        // The only tracker that is to be had over this module and nowhere else.
+        boots.push(boot(trackers("guest-pml", &["oracle", "semantics", "mappings"])?));
     }
     if args.programs {
         boots.push(boot(programs()?));
@@ -248,16 +252,21 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The oracle of all trackers (crates/barchan), of the one that guest mode has.
-fn oracle() -> anyhow::Result<Vec<String>> {
+/// Tests of all trackers (crates/barchan), of `source`, which guest mode has.
+fn trackers(source: &str, tests: &[&str]) -> anyhow::Result<Vec<String>> {
     let runtime = cargo::shared_library("dune-preload", "barchan_dune")?;
     let mut words = vec!["--file".to_owned(), format!("{}:{RUNTIME}", runtime.display())];
     words.extend(["--env".to_owned(), format!("LD_PRELOAD={RUNTIME}")]);
-    for set in ["BARCHAN_ORACLE_ROUNDS=20", "BARCHAN_TEST_SOURCES=guest-pte"] {
+    let sources = format!("BARCHAN_TEST_SOURCES={source}");
+    let with_log = format!("BARCHAN_DUNE_PML={}", u8::from(source == "guest-pml"));
+    for set in ["BARCHAN_ORACLE_ROUNDS=20", &sources, &with_log] {
         words.extend(["--env".to_owned(), set.to_owned()]);
     }
-    let test = ["-p", "barchan", "--test", "oracle", "--", "--nocapture", "--exact", "guest_pte"];
-    words.extend(test.map(str::to_owned));
+    words.extend(["-p", "barchan"].map(str::to_owned));
+    words.extend(tests.iter().flat_map(|test| ["--test".to_owned(), (*test).to_owned()]));
+    // The proof that the oracle sees what is lost is made elsewhere, and takes it long here.
+    let options = ["--", "--nocapture", "--test-threads=1", "--skip", "is_caught"];
+    words.extend(options.map(str::to_owned));
     Ok(words)
 }
 

@@ -91,6 +91,10 @@ typedef enum barchan_source {
    * The same, with whole TLBs flushed.
    */
   BARCHAN_SOURCE_GUEST_DIRECT = 8,
+  /**
+   * The processor's page-modification log, in guest mode over /dev/dune (BARCHAN_DUNE_PML=1; by name only).
+   */
+  BARCHAN_SOURCE_GUEST_PML = 9,
 } barchan_source;
 
 /**
@@ -169,7 +173,7 @@ uint32_t barchan_version(void);
  * Opens a tracker into *out.
  *
  * BARCHAN_SOURCE_AUTO: what BARCHAN_TRACKER in the environment names (guest-pte, pagemap-scan,
- * userfaultfd, soft-dirty, guest-tlb, guest-direct, mprotect, all-dirty, auto), or else the best that works when
+ * userfaultfd, soft-dirty, guest-pml, guest-tlb, guest-direct, mprotect, all-dirty, auto), or else the best that works when
  * tried. A source that is forced and not there is an error, whose text says why and what would give it.
  *
  * # Safety

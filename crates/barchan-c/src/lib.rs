@@ -68,7 +68,7 @@ pub extern "C" fn barchan_version() -> u32 {
 /// Opens a tracker into *out.
 ///
 /// BARCHAN_SOURCE_AUTO: what BARCHAN_TRACKER in the environment names (guest-pte, pagemap-scan,
-/// userfaultfd, soft-dirty, guest-tlb, guest-direct, mprotect, all-dirty, auto), or else the best that works when
+/// userfaultfd, soft-dirty, guest-pml, guest-tlb, guest-direct, mprotect, all-dirty, auto), or else the best that works when
 /// tried. A source that is forced and not there is an error, whose text says why and what would give it.
 ///
 /// # Safety

@@ -57,6 +57,8 @@ pub enum barchan_source {
     BARCHAN_SOURCE_GUEST_TLB = 7,
     /// The same, with whole TLBs flushed.
     BARCHAN_SOURCE_GUEST_DIRECT = 8,
+    /// The processor's page-modification log, in guest mode over /dev/dune (BARCHAN_DUNE_PML=1; by name only).
+    BARCHAN_SOURCE_GUEST_PML = 9,
 }
 
 /// A `barchan_source` from C, where an enum may hold any int; the header shows the plain enum.
@@ -70,7 +72,7 @@ pub(crate) fn number(source: AnySource) -> c_int {
 }
 
 impl barchan_source {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::BARCHAN_SOURCE_AUTO,
         Self::BARCHAN_SOURCE_PAGEMAP_SCAN,
         Self::BARCHAN_SOURCE_USERFAULTFD,
@@ -80,6 +82,7 @@ impl barchan_source {
         Self::BARCHAN_SOURCE_GUEST_PTE,
         Self::BARCHAN_SOURCE_GUEST_TLB,
         Self::BARCHAN_SOURCE_GUEST_DIRECT,
+        Self::BARCHAN_SOURCE_GUEST_PML,
     ];
 
     /// The source of that number, if it is one.
@@ -104,6 +107,7 @@ impl barchan_source {
             Self::BARCHAN_SOURCE_GUEST_PTE => c"guest-pte",
             Self::BARCHAN_SOURCE_GUEST_TLB => c"guest-tlb",
             Self::BARCHAN_SOURCE_GUEST_DIRECT => c"guest-direct",
+            Self::BARCHAN_SOURCE_GUEST_PML => c"guest-pml",
         }
     }
 }
@@ -112,6 +116,7 @@ impl From<Source> for barchan_source {
     fn from(source: Source) -> Self {
         match source {
             Source::GuestPte => Self::BARCHAN_SOURCE_GUEST_PTE,
+            Source::GuestPml => Self::BARCHAN_SOURCE_GUEST_PML,
             Source::GuestTlb => Self::BARCHAN_SOURCE_GUEST_TLB,
             Source::GuestDirect => Self::BARCHAN_SOURCE_GUEST_DIRECT,
             Source::PagemapScan => Self::BARCHAN_SOURCE_PAGEMAP_SCAN,
@@ -199,7 +204,7 @@ mod tests {
             assert_eq!(here.forced(), Some(source));
             assert_eq!(barchan_source::from_number(here as c_int), Some(here));
         }
-        assert_eq!(barchan_source::from_number(9), None);
+        assert_eq!(barchan_source::from_number(barchan_source::ALL.len() as c_int), None);
         assert_eq!(barchan_source::BARCHAN_SOURCE_AUTO.forced(), None);
     }
 }

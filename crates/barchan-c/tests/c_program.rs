@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const TRACKERS: [&str; 9] = [
+const TRACKERS: [&str; 10] = [
     "auto",
     "guest-pte",
     "pagemap-scan",
     "userfaultfd",
     "soft-dirty",
+    "guest-pml",
     "guest-tlb",
     "guest-direct",
     "mprotect",

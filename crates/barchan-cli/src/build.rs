@@ -39,7 +39,12 @@ fn build_part(layout: &Layout, part: Part, assertions: bool) -> Result<()> {
         Part::Patched => Flavour::PATCHED,
         Part::Workloads => return workloads(layout),
     };
-    collector(layout, flavour.with_assertions(assertions)).map(drop)
+    collector(layout, flavour.with_assertions(assertions))?;
+    if part == Part::Patched {
+        // What `run` and `bench` need to tell what it did.
+        preload(layout)?;
+    }
+    Ok(())
 }
 
 /// Builds one flavour of the collector, showing its progress.

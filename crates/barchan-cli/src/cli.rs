@@ -336,7 +336,8 @@ is measured again here, beside its own figures:
                   XML documents, one after the other: the better of the stock collectors (debian,
                   pinned) in each mode, the patched one with pagemap-scan natively, and in guest
                   mode with the paper's three variants: guest-direct, guest-tlb and guest-pte
-                  (dirty bits), which is what `barchan run --dune --tracker guest-pte` starts.
+                  (dirty bits), which is what `barchan run --dune --tracker guest-pte` starts; and
+                  guest-pml, on the processor's log of written pages, over /dev/dune.
 
 Rounds are interleaved: each round measures everything once, in an order that rotates. What this
 machine cannot give is a row that says why. Keep the machine idle meanwhile.
@@ -361,7 +362,7 @@ pub(crate) struct PaperArgs {
     pub(crate) workload: Vec<String>,
 
     /// Run only these configurations of the collector (may be repeated; parts of names, as
-    /// generational, pinned/full or guest-pte, are enough)
+    /// generational, pinned/full or guest-pte, are enough, and guest- for all that begin so)
     #[arg(long, value_name = "C", value_parser = crate::bench::paper::selector)]
     pub(crate) config: Vec<Selector>,
 

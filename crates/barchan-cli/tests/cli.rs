@@ -133,6 +133,25 @@ fn failures_are_exit_code_1_and_say_what_to_do() {
 }
 
 #[test]
+fn guest_pml_says_what_it_takes() {
+    if Path::new("/dev/dune").exists() {
+        println!("skipped: there is /dev/dune, so there may be such a log");
+        return;
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_barchan"))
+        .args(["run", "--dune", "--", "echo", "begun"])
+        .env("BARCHAN_DUNE_PML", "1")
+        .output()
+        .expect("barchan starts");
+    assert_eq!(stdout(&output), "begun\n", "the program runs natively then");
+    let said = stderr(&output);
+    for wanted in ["BARCHAN_DUNE_PML=1) failed with ENOENT", "kmod/README.md", "without guest mode"]
+    {
+        assert!(said.contains(wanted), "no {wanted:?} in\n{said}");
+    }
+}
+
+#[test]
 fn doctor_speaks_json_and_tells_every_source() {
     let report: Value = serde_json::from_str(&stdout(&ok(&["doctor", "--json"]))).expect("JSON");
     let sources = report["sources"].as_array().expect("sources");
@@ -144,6 +163,7 @@ fn doctor_speaks_json_and_tells_every_source() {
             "pagemap-scan",
             "userfaultfd",
             "soft-dirty",
+            "guest-pml",
             "guest-tlb",
             "guest-direct",
             "mprotect",
@@ -157,7 +177,7 @@ fn doctor_speaks_json_and_tells_every_source() {
             assert!(source["why"].is_string() && source["kind"].is_string(), "{source}");
         }
     }
-    assert_eq!(sources[7]["available"], true, "all-dirty works everywhere");
+    assert_eq!(sources[8]["available"], true, "all-dirty works everywhere");
     assert!(report["best"].is_string());
     assert!(report["machine"]["kernel"].is_string());
     let guest = &report["guest_mode"];
@@ -428,7 +448,7 @@ fn the_papers_tables_are_made_for_real_at_a_tiny_size() {
     }
 
     let table = stdout(&output);
-    for wanted in ["701,413", "15,983", "SCALED DOWN to 0.02", "(PML) has no row"] {
+    for wanted in ["701,413", "15,983", "SCALED DOWN to 0.02", "guest-pml over stock"] {
         assert!(table.contains(wanted), "no {wanted:?} in\n{table}");
     }
     let progress = stderr(&output);

@@ -18,6 +18,9 @@ pub enum Source {
     /// Soft-dirty bits (`CONFIG_MEM_SOFT_DIRTY`): free of system calls on a fault, but the reset
     /// is process-wide and only safe while no thread writes.
     SoftDirty,
+    /// In guest mode: the processor's page-modification log (PML), over `/dev/dune` on a machine made with
+    /// `BARCHAN_DUNE_PML=1`. Chosen by name only: that machine has no large pages of the second level.
+    GuestPml,
     /// In guest mode: write protection in the guest's page tables, faults handled by the guest-mode runtime
     /// without the kernel, pages flushed one by one where that will do. To be compared with; never chosen.
     GuestTlb,
@@ -41,12 +44,13 @@ pub enum KernelWrites {
 
 impl Source {
     /// All sources, best first: the order in which they are probed. (Which of the first two is better
-    /// depends on the host, and is measured: `Builder::open`. Guest-tlb and guest-direct must be named.)
-    pub const ALL: [Self; 8] = [
+    /// depends on the host, and is measured: `Builder::open`. Guest-pml, guest-tlb and guest-direct must be named.)
+    pub const ALL: [Self; 9] = [
         Self::GuestPte,
         Self::PagemapScan,
         Self::Userfaultfd,
         Self::SoftDirty,
+        Self::GuestPml,
         Self::GuestTlb,
         Self::GuestDirect,
         Self::Mprotect,
@@ -56,13 +60,13 @@ impl Source {
     /// Whether it may be used without having been named.
     #[must_use]
     pub const fn is_automatic(self) -> bool {
-        !matches!(self, Self::GuestTlb | Self::GuestDirect)
+        !matches!(self, Self::GuestPml | Self::GuestTlb | Self::GuestDirect)
     }
 
     /// Whether it is a means of the guest's page tables, which a process has in guest mode only.
     #[must_use]
     pub const fn needs_guest_mode(self) -> bool {
-        matches!(self, Self::GuestPte | Self::GuestTlb | Self::GuestDirect)
+        matches!(self, Self::GuestPte | Self::GuestPml | Self::GuestTlb | Self::GuestDirect)
     }
 
     /// Whether the source notices by itself that the kernel dropped the contents of pages
@@ -84,6 +88,7 @@ impl Source {
             Self::PagemapScan => "pagemap-scan",
             Self::Userfaultfd => "userfaultfd",
             Self::SoftDirty => "soft-dirty",
+            Self::GuestPml => "guest-pml",
             Self::GuestTlb => "guest-tlb",
             Self::GuestDirect => "guest-direct",
             Self::Mprotect => "mprotect",
@@ -135,7 +140,7 @@ mod tests {
         assert!(
             UnknownSource
                 .to_string()
-                .ends_with("soft-dirty guest-tlb guest-direct mprotect all-dirty")
+                .ends_with("soft-dirty guest-pml guest-tlb guest-direct mprotect all-dirty")
         );
     }
 }

@@ -25,8 +25,8 @@ use crate::{PageRange, RegionError, Source};
 ///   buffers, through pages pinned *before* they were armed (unpin first, or disarm those pages);
 /// - by mprotect: those of a debugger, or of a program to its own `/proc/self/mem`, which the
 ///   kernel lets pass the protection;
-/// - by guest-pte, guest-tlb and guest-direct: those of another process (a debugger, `process_vm_writev` from outside), which
-///   do not go through the guest's page tables.
+/// - by guest-pte, guest-pml, guest-tlb and guest-direct: those of another process (a debugger, `process_vm_writev` from
+///   outside), which do not go through the guest's page tables.
 ///
 /// # What before, after and concurrent mean
 ///

@@ -33,6 +33,8 @@ pub const INVALID: i32 = -1;
 pub const NO_MEMORY: i32 = -2;
 /// The program handles page faults itself.
 pub const BUSY: i32 = -3;
+/// The processor keeps no log of written pages for this process.
+pub const NO_LOG: i32 = -4;
 
 /// The guest's dirty bits. All functions may be called by any thread at any time, also concurrently; they
 /// take no lock that a stopped thread could hold, and do not allocate. `start` and `end` are addresses of
@@ -74,6 +76,9 @@ pub struct DirtyBits {
 
     /// The same by write protection.
     pub protection: Protection,
+
+    /// The same by the processor's log of written pages.
+    pub log: Log,
 }
 
 /// Tracking by write protection in the guest's page tables, as the ports of Boehm's collector to Dune did it
@@ -112,6 +117,26 @@ pub struct Protection {
     ) -> i32,
     /// How many faults were handled so far, of pages cleared or collected with this `flushes`.
     pub faults: unsafe extern "C" fn(flushes: u32) -> u64,
+}
+
+/// Tracking by the processor's page-modification log, which only some hosts have. The functions are as those of
+/// [`DirtyBits`] of the same name, and so is `mark`, which is for both; each of these takes system calls. A range should be
+/// tracked by one means at a time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    /// Whether there is one: [`OK`] or [`NO_LOG`].
+    pub start: unsafe extern "C" fn() -> i32,
+    /// Makes the pages clean.
+    pub clear: unsafe extern "C" fn(start: usize, end: usize) -> i32,
+    /// As `clear`, for those pages only whose bit is set in `among`.
+    pub clear_among:
+        unsafe extern "C" fn(start: usize, end: usize, among: *const u64, words: usize) -> i32,
+    /// Sets the bits of dirty pages; changes nothing.
+    pub peek: unsafe extern "C" fn(start: usize, end: usize, bits: *mut u64, words: usize) -> i32,
+    /// Sets the bits of dirty pages and makes them clean, without losing a write between the two.
+    pub collect:
+        unsafe extern "C" fn(start: usize, end: usize, bits: *mut u64, words: usize) -> i32,
 }
 
 /// Whole TLBs are flushed, when rights are taken and also when a fault gives one back.

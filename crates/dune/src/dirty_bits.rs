@@ -8,11 +8,13 @@ use core::ffi::CStr;
 use core::ops::Range;
 
 use dune_abi::{
-    BUSY, DirtyBits, FLUSH_ALL, FLUSH_PAGES, INVALID, NO_MEMORY, OK, Protection, VERSION,
+    BUSY, DirtyBits, FLUSH_ALL, FLUSH_PAGES, INVALID, Log, NO_LOG, NO_MEMORY, OK, Protection,
+    VERSION,
 };
 
 use crate::calls::written;
 use crate::inside::{self, Inside, RangeError};
+use crate::page_log;
 use crate::process::enter;
 use crate::protection::{self, Flushes};
 
@@ -35,6 +37,13 @@ static TABLE: DirtyBits = DirtyBits {
         peek: protection_peek,
         collect: protection_collect,
         faults: protection_faults,
+    },
+    log: Log {
+        start: log_start,
+        clear: log_clear,
+        clear_among: log_clear_among,
+        peek: log_peek,
+        collect: log_collect,
     },
 };
 
@@ -239,4 +248,39 @@ unsafe extern "C" fn protection_collect(
 
 unsafe extern "C" fn protection_faults(number: u32) -> u64 {
     flushes(number).map_or(0, protection::faults)
+}
+
+unsafe extern "C" fn log_start() -> i32 {
+    if page_log::is_kept() { OK } else { NO_LOG }
+}
+
+unsafe extern "C" fn log_clear(start: usize, end: usize) -> i32 {
+    let range = start..end;
+    if inside::check(&range).is_err() {
+        return INVALID;
+    }
+    page_log::clear(&range, None);
+    OK
+}
+
+unsafe extern "C" fn log_clear_among(
+    start: usize,
+    end: usize,
+    among: *const u64,
+    words: usize,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe { reading(start..end, among, words, |range, among| page_log::clear(range, Some(among))) }
+}
+
+unsafe extern "C" fn log_peek(start: usize, end: usize, bits: *mut u64, words: usize) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe { writing(start..end, bits, words, |range, bits| page_log::peek(inside(), range, bits)) }
+}
+
+unsafe extern "C" fn log_collect(start: usize, end: usize, bits: *mut u64, words: usize) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        writing(start..end, bits, words, |range, bits| page_log::collect(inside(), range, bits))
+    }
 }

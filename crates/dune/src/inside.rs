@@ -67,7 +67,7 @@ impl Clearing {
     }
 
     /// Whether somebody else is at it.
-    fn others() -> bool {
+    pub(crate) fn others() -> bool {
         fence(Ordering::SeqCst);
         CLEARINGS.load(Ordering::SeqCst) > 1
     }

@@ -22,6 +22,7 @@
 //! | [`faults`] | page faults that the program handles itself |
 //! | [`address_space`] | private address spaces, and switching between them |
 //! | `protection` | tracking writes by protection and such faults |
+//! | `page_log` | tracking writes by the processor's log of written pages |
 //! | [`shootdown`] | flushing translations on all vCPUs |
 //! | [`dirty_bits`] | the same dirty bits, for other libraries of the process |
 //! | [`stats`] | counts |
@@ -40,6 +41,7 @@ pub mod faults;
 pub mod harvest;
 pub mod host;
 pub mod inside;
+mod page_log;
 pub mod paging;
 mod protection;
 mod ring;

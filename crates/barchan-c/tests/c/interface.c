@@ -38,7 +38,7 @@ static unsigned count(const uint64_t *bits) {
 }
 
 static barchan_source parse(const char *name) {
-    for (int s = BARCHAN_SOURCE_AUTO; s <= BARCHAN_SOURCE_GUEST_DIRECT; s++)
+    for (int s = BARCHAN_SOURCE_AUTO; s <= BARCHAN_SOURCE_GUEST_PML; s++)
         if (strcmp(name, barchan_source_name((barchan_source)s)) == 0) return (barchan_source)s;
     fprintf(stderr, "no such tracker: %s\n", name);
     exit(2);

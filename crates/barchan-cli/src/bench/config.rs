@@ -58,6 +58,8 @@ pub(crate) enum DirtySource {
     PagemapScan,
     /// Barchan's guest-pte: the D bits of the guest's page tables, in guest mode.
     GuestPte,
+    /// Barchan's guest-pml: the processor's log of written pages.
+    GuestPml,
     /// Barchan's guest-tlb: protection in those tables, single pages flushed.
     GuestTlb,
     /// Barchan's guest-direct: protection in those tables, everything flushed.
@@ -126,6 +128,7 @@ impl DirtySource {
             Self::Best => "best",
             Self::PagemapScan => "pagemap-scan",
             Self::GuestPte => "guest-pte",
+            Self::GuestPml => "guest-pml",
             Self::GuestTlb => "guest-tlb",
             Self::GuestDirect => "guest-direct",
         }
@@ -133,7 +136,7 @@ impl DirtySource {
 
     /// Whether it is to be had in guest mode only.
     pub(crate) fn needs_guest_mode(self) -> bool {
-        matches!(self, Self::GuestPte | Self::GuestTlb | Self::GuestDirect)
+        matches!(self, Self::GuestPte | Self::GuestPml | Self::GuestTlb | Self::GuestDirect)
     }
 
     /// What the workloads report for it, where the collector tells.
@@ -142,7 +145,7 @@ impl DirtySource {
             Self::None | Self::Best => None,
             Self::PagemapScan => Some("pagemap-scan"),
             // The collector has no name for it; the library's own is asked for in `paper::collector`.
-            Self::GuestPte | Self::GuestTlb | Self::GuestDirect => Some("default"),
+            Self::GuestPte | Self::GuestPml | Self::GuestTlb | Self::GuestDirect => Some("default"),
             Self::Mprotect => Some("mprotect"),
             Self::Userfaultfd => Some("uffdwp"),
             Self::SoftDirty => Some("soft"),
@@ -197,9 +200,13 @@ impl Config {
             }
             DirtySource::PagemapScan
             | DirtySource::GuestPte
+            | DirtySource::GuestPml
             | DirtySource::GuestTlb
             | DirtySource::GuestDirect => {
                 env.push(("BARCHAN_TRACKER", self.dirty.name().to_owned()));
+                if self.dirty == DirtySource::GuestPml {
+                    env.push(("BARCHAN_DUNE_PML", "1".to_owned()));
+                }
             }
             DirtySource::None | DirtySource::Best => {}
         }
@@ -217,7 +224,8 @@ impl fmt::Display for Config {
     }
 }
 
-/// What `--config` takes: parts of a configuration's name, separated by slashes.
+/// What `--config` takes: parts of a configuration's name, separated by slashes; one that ends with `-` is the beginning
+/// of a part.
 #[derive(Clone, Debug)]
 pub(crate) struct Selector(Vec<String>);
 
@@ -231,7 +239,9 @@ impl Selector {
     /// Whether each part is one of the configuration's.
     pub(crate) fn matches(&self, config: Config) -> bool {
         let name = config.to_string();
-        self.0.iter().all(|part| name.split('/').any(|own| own == part))
+        let is =
+            |own: &str, part: &str| own == part || part.ends_with('-') && own.starts_with(part);
+        self.0.iter().all(|part| name.split('/').any(|own| is(own, part)))
     }
 }
 
@@ -273,6 +283,8 @@ mod tests {
         assert_eq!(named("pinned/generational/userfaultfd"), ["pinned/generational/userfaultfd"]);
         assert_eq!(named("full"), ["debian/full", "pinned/full", "barchan/full"]);
         assert_eq!(named("barchan").len(), 4);
+        assert_eq!(named("soft-").len(), 4, "both modes of both stock collectors");
+        assert!("generational-".parse::<Selector>().is_err());
         assert!("no-such".parse::<Selector>().is_err());
         assert!("debian/userfaultfd".parse::<Selector>().is_err());
         assert!("".parse::<Selector>().is_err());

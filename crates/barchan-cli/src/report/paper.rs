@@ -26,10 +26,6 @@ pub(super) const MICRO_NOTES: [&str; 4] = [
      rate of its own, whatever the core's clock does.",
 ];
 
-/// What Table 6 lacks.
-pub(super) const NOT_THERE: &str = "A variant on the page-modification log (PML) has no row: the kernel module \
-     (/dev/dune) has that log, and no tracker of the library reads it.";
-
 /// The whole report.
 pub(crate) fn render(paper: &Paper) -> String {
     let mut out = String::new();
@@ -255,7 +251,6 @@ fn collector_table(report: &Report, unit: Unit) -> String {
     if columns.iter().any(|w| Line::ALL.iter().any(|l| gave_up(report, w, *l))) {
         line(&mut out, format_args!("  † left incremental mode on its way"));
     }
-    line(&mut out, format_args!("  {NOT_THERE}"));
     for (why, names) in rounds::unavailable(report) {
         line(&mut out, format_args!("  Not available here: {}: {why}", names.join(", ")));
     }
@@ -295,9 +290,10 @@ pub(super) fn collector_grid(report: &Report, unit: Unit) -> Grid {
             });
         }
     }
-    for (variant, name) in VARIANTS.into_iter().zip(["direct port", "TLB control", "dirty bits"]) {
+    for (dirty, paper) in VARIANTS {
+        let Some(paper @ (name, _)) = paper else { continue };
         row(&mut grid, format!("paper: {name} over Boehm on Linux"), &|workload| {
-            times(table6::paper_over_normal(workload, variant))
+            times(table6::paper_over_normal(workload, (dirty, paper)))
         });
     }
     for mode in [Mode::Generational, Mode::Incremental] {
@@ -438,7 +434,8 @@ pub(super) mod tests {
         let events = find(&text, "exits/faults/flushes of guest-tlb, incremental");
         assert!(events.ends_with(" –/–/–"), "{events}");
         assert!(text.contains("SCALED DOWN to 0.5"), "{text}");
-        assert!(text.contains("(PML) has no row"), "{text}");
+        assert!(find(&text, "guest-pml over stock, generational").ends_with('–'), "{text}");
+        assert!(!text.contains("paper: guest-pml"), "the paper has none: {text}");
         assert!(text.contains("guest mode: none (no /dev/kvm)"), "{text}");
     }
 

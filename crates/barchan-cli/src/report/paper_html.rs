@@ -5,7 +5,7 @@ use dune_bench::Row;
 
 use super::html::{self, FOOT, escape, put};
 use super::paper::{
-    MICRO_NOTES, NOT_THERE, Unit, collector_grid, collector_heading, columns, host, micro_grid,
+    MICRO_NOTES, Unit, collector_grid, collector_heading, columns, host, micro_grid,
 };
 use super::paper_plot;
 use crate::bench::model::Report;
@@ -97,7 +97,6 @@ fn collector(page: &mut String, report: &Report, unit: Unit) {
             collector_grid(report, unit).html()
         ),
     );
-    put(page, format_args!("<p class=\"note\">{}</p>\n", escape(NOT_THERE)));
     for (why, names) in rounds::unavailable(report) {
         let (names, why) = (escape(&names.join(", ")), escape(why));
         put(page, format_args!("<p class=\"note\">Not available here: {names}: {why}.</p>\n"));
@@ -141,7 +140,7 @@ mod tests {
             "SCALED DOWN to 0.5",
             "0.60×",
             "1,224",
-            "(PML) has no row",
+            "guest-pml over stock",
         ] {
             assert!(page.contains(wanted), "no {wanted:?}");
         }

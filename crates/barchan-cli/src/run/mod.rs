@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use ::dune::stats::Snapshot;
+use barchan::Source;
 use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
 use clap::builder::PossibleValuesParser;
 
@@ -127,6 +128,9 @@ fn set_environment(command: &mut Command, args: &RunArgs, library_dir: &Path, re
     }
     if let Some(tracker) = &args.tracker {
         command.env("BARCHAN_TRACKER", tracker);
+        if args.dune && tracker == Source::GuestPml.name() {
+            command.env("BARCHAN_DUNE_PML", "1");
+        }
     }
 }
 

@@ -1,6 +1,7 @@
-//! The guest's page tables as a source, in a process that runs in guest mode, by three means:
+//! The guest's page tables as a source, in a process that runs in guest mode, by four means:
 //!
 //! - *guest-pte*: the dirty bits, which the processor sets itself; nobody takes a fault;
+//! - *guest-pml*: the processor's log of written pages, where the host has one for its guests, and keeps it for this one;
 //! - *guest-tlb* and *guest-direct*: write protection, and faults that the guest-mode runtime handles at ring 3.
 //!   These are how others have done it before (`dune_abi::Protection`), here to be compared with.
 //!
@@ -39,6 +40,8 @@ enum Means {
     DirtyBits,
     /// Protection, with these flushes.
     Protection(u32),
+    /// The log of written pages.
+    Log,
 }
 
 impl Means {
@@ -46,6 +49,7 @@ impl Means {
         match source {
             Source::GuestTlb => Self::Protection(dune_abi::FLUSH_PAGES),
             Source::GuestDirect => Self::Protection(dune_abi::FLUSH_ALL),
+            Source::GuestPml => Self::Log,
             _ => Self::DirtyBits,
         }
     }
@@ -62,18 +66,31 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Opens `source`, one of the three.
+    /// Opens `source`, one of the four.
     pub(crate) fn open(source: Source) -> Result<Self, Unavailable> {
         let runtime = runtime(source)?;
         let means = Means::of(source);
-        // SAFETY: it takes no arguments.
-        if means != Means::DirtyBits && unsafe { (runtime.protection.start)() } != dune_abi::OK {
-            return Err(unavailable(
-                source,
-                ErrorKind::Unsupported,
-                "beginning to handle page faults at ring 3",
-                "the program handles them itself; use guest-pte",
-            ));
+        // SAFETY: they take no arguments.
+        let started = unsafe {
+            match means {
+                Means::DirtyBits => dune_abi::OK,
+                Means::Protection(_) => (runtime.protection.start)(),
+                Means::Log => (runtime.log.start)(),
+            }
+        };
+        if started != dune_abi::OK {
+            let (step, remedy) = match means {
+                Means::Log => (
+                    "asking the guest-mode runtime for the processor's log of written pages",
+                    "it takes /dev/dune on a processor with PML, and BARCHAN_DUNE_PML=1 from the start, which \
+                     `barchan run --dune --tracker guest-pml` sets; or use guest-pte",
+                ),
+                _ => (
+                    "beginning to handle page faults at ring 3",
+                    "the program handles them itself; use guest-pte",
+                ),
+            };
+            return Err(unavailable(source, ErrorKind::Unsupported, step, remedy));
         }
         // SAFETY: it takes no arguments.
         unsafe { (runtime.retain)() };
@@ -92,7 +109,7 @@ impl Guest {
 
     fn mark(&self, range: PageRange) -> i32 {
         let mark = match self.means {
-            Means::DirtyBits => self.runtime.mark,
+            Means::DirtyBits | Means::Log => self.runtime.mark,
             Means::Protection(_) => self.runtime.protection.mark,
         };
         // SAFETY: any range may be given; it changes bits of page-table entries only.
@@ -105,6 +122,7 @@ impl Guest {
         unsafe {
             match self.means {
                 Means::DirtyBits => (self.runtime.clear)(start, end),
+                Means::Log => (self.runtime.log.clear)(start, end),
                 Means::Protection(flushes) => (self.runtime.protection.clear)(flushes, start, end),
             }
         }
@@ -117,6 +135,7 @@ impl Guest {
         unsafe {
             match self.means {
                 Means::DirtyBits => (self.runtime.clear_among)(start, end, bits, words),
+                Means::Log => (self.runtime.log.clear_among)(start, end, bits, words),
                 Means::Protection(flushes) => {
                     (self.runtime.protection.clear_among)(flushes, start, end, bits, words)
                 }
@@ -127,6 +146,7 @@ impl Guest {
     fn peek(&self, range: PageRange, bits: &mut [u64]) -> i32 {
         let peek = match self.means {
             Means::DirtyBits => self.runtime.peek,
+            Means::Log => self.runtime.log.peek,
             Means::Protection(_) => self.runtime.protection.peek,
         };
         // SAFETY: the bitmap is ours, and as long as is said.
@@ -140,6 +160,7 @@ impl Guest {
         unsafe {
             match self.means {
                 Means::DirtyBits => (self.runtime.collect)(start, end, bits, words),
+                Means::Log => (self.runtime.log.collect)(start, end, bits, words),
                 Means::Protection(flushes) => {
                     (self.runtime.protection.collect)(flushes, start, end, bits, words)
                 }
@@ -253,7 +274,7 @@ fn done(code: i32, step: &'static str, range: PageRange) -> Result<(), RegionErr
 
 impl Drop for GuestRegion {
     fn drop(&mut self) {
-        if self.shared.means != Means::DirtyBits {
+        if matches!(self.shared.means, Means::Protection(_)) {
             // So that nobody takes a fault for nothing.
             let _ = self.mark(self.range);
         }

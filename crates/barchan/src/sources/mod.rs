@@ -39,7 +39,7 @@ pub(crate) trait Opened: Send + Sync {
 /// Opens `source`; whether it then also works is for the probe to see.
 pub(crate) fn open(source: Source) -> Result<Arc<dyn Opened>, Unavailable> {
     Ok(match source {
-        Source::GuestPte | Source::GuestTlb | Source::GuestDirect => {
+        Source::GuestPte | Source::GuestPml | Source::GuestTlb | Source::GuestDirect => {
             Arc::new(guest::Guest::open(source)?)
         }
         Source::PagemapScan => Arc::new(pagemap_scan::PagemapScan::open()?),

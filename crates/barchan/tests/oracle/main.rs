@@ -333,6 +333,11 @@ fn guest_pte() {
 }
 
 #[test]
+fn guest_pml() {
+    passes(Source::GuestPml);
+}
+
+#[test]
 fn guest_tlb() {
     passes(Source::GuestTlb);
 }

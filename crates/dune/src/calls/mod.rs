@@ -18,6 +18,7 @@ mod state;
 mod tasks;
 pub(crate) mod written;
 
+use crate::page_log;
 use crate::process::run::{Guest, Outcome};
 use crate::signals::{actions, deliver};
 use crate::space::SPACE;
@@ -32,6 +33,9 @@ pub(crate) const CALL_HANDLE_FAULTS: i64 = 0x4455_0003;
 /// Private address spaces (`process::switch` says what).
 pub(crate) const CALL_SPACE: i64 = 0x4455_0004;
 
+/// The processor's log of written pages (`page_log` says what).
+pub(crate) const CALL_LOG: i64 = 0x4455_0005;
+
 /// Makes system call `nr` for the program.
 pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
     match nr as i64 {
@@ -39,6 +43,7 @@ pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
         CALL_POPULATE => {
             return Outcome::Result(guest.populate(a[0]..a[1], a[2] != 0));
         }
+        CALL_LOG => return Outcome::Result(page_log::answer(a[0], a[1]..a[2])),
         CALL_SPACE => return Outcome::Result(guest.space_request(a)),
         CALL_HANDLE_FAULTS => {
             crate::space::cpu_tables::deliver_page_faults(true);

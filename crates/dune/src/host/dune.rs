@@ -7,15 +7,17 @@
 //! Nothing here allocates, or uses `errno`.
 
 use core::arch::x86_64::__cpuid_count;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
 use dune_sys as abi;
-use dune_sys::{dune_buffer, dune_info, dune_run, dune_segment, dune_state, dune_table};
+use dune_sys::{dune_buffer, dune_info, dune_ring, dune_run, dune_segment, dune_state, dune_table};
 
 use super::kvm::{STAR, SYSCALL_MASK, TSS_SELECTOR, raise};
 use super::{Exit, HostError, Registers, Segments, Start, Step as _, Vcpu, Vm, Xsave};
+use crate::space::arena::MAX_THREADS;
 use crate::space::cpu_tables::{GDT_LIMIT, IDT_LIMIT};
-use crate::sys::{self, Errno};
+use crate::sys::{self, Errno, PAGE_SIZE};
 
 /// What the module offers; asked once for the process and its forked children.
 static INFO: OnceLock<dune_info> = OnceLock::new();
@@ -33,12 +35,26 @@ const _: () = {
 /// A virtual machine of the module.
 pub struct DuneVm {
     fd: i32,
+    /// Whether its CPUs log the pages that they write to.
+    with_log: bool,
 }
+
+/// Entries of a CPU's ring of written pages: 32 KiB, of which 512 must be free for it to run.
+const RING_ENTRIES: u32 = 4096;
+/// Bytes of a CPU's mapping with a ring behind its run page.
+const WITH_RING: usize = abi::DUNE_RING_ENTRIES as usize + RING_ENTRIES as usize * 8;
+
+/// The mappings of CPUs that have a ring, by the CPU's number, and one more than the highest number.
+static RINGS: [AtomicPtr<u8>; MAX_THREADS] =
+    [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_THREADS];
+static RINGS_END: AtomicUsize = AtomicUsize::new(0);
 
 /// A virtual CPU of the module.
 pub struct DuneVcpu {
     fd: i32,
     run: *mut dune_run,
+    /// Its number.
+    index: u32,
     /// The last exit was for an instruction at this address, of this length: the next run begins
     /// behind it, unless it begins elsewhere.
     skip: (u64, u32),
@@ -50,18 +66,18 @@ fn call<T>(fd: i32, number: u32, argument: &mut T) -> Result<u64, Errno> {
     unsafe { sys::ioctl(fd, u64::from(number), &raw mut *argument as u64) }
 }
 
-/// Makes a machine without memory or CPUs.
+/// Makes a machine without memory or CPUs; `with_log`: its CPUs log the pages that they write to.
 ///
 /// # Errors
-/// `/dev/dune` is missing or may not be opened; another version of it; a hypervisor uses VT-x.
-pub fn open() -> Result<DuneVm, HostError> {
+/// `/dev/dune` is missing or may not be opened; another version of it; a hypervisor uses VT-x; there is no such log.
+pub fn open(with_log: bool) -> Result<DuneVm, HostError> {
     let device = sys::open(c"/dev/dune", libc::O_RDWR).step("opening /dev/dune")?;
-    let made = make(device);
+    let made = make(device, with_log);
     sys::close(device);
     made
 }
 
-fn make(device: i32) -> Result<DuneVm, HostError> {
+fn make(device: i32, with_log: bool) -> Result<DuneVm, HostError> {
     let mut info = dune_info::default();
     call(device, abi::DUNE_GET_INFO, &mut info).step("DUNE_GET_INFO")?;
     if info.abi_version != abi::DUNE_ABI_VERSION {
@@ -69,12 +85,21 @@ fn make(device: i32) -> Result<DuneVm, HostError> {
         return Err(HostError { step: "asking /dev/dune for version 1 of its ABI", errno });
     }
     let info = INFO.get_or_init(|| info);
-    let large = abi::DUNE_FEATURE_LARGE_2M | abi::DUNE_FEATURE_LARGE_1G;
-    let mut config = abi::dune_vm_config { features: info.features & large, ..Default::default() };
+    let wanted = if with_log {
+        abi::DUNE_FEATURE_PML
+    } else {
+        abi::DUNE_FEATURE_LARGE_2M | abi::DUNE_FEATURE_LARGE_1G
+    };
+    let features = info.features & wanted;
+    if with_log && features == 0 {
+        let step = "asking /dev/dune for a log of written pages";
+        return Err(HostError { step, errno: Errno(libc::EOPNOTSUPP) });
+    }
+    let mut config = abi::dune_vm_config { features, ..Default::default() };
     let low = call(device, abi::DUNE_CREATE_VM, &mut config).step("DUNE_CREATE_VM")? as i32;
     let fd = raise(low);
     sys::close(low);
-    Ok(DuneVm { fd: fd? })
+    Ok(DuneVm { fd: fd?, with_log })
 }
 
 /// Bytes of a guest's XSAVE image and its components, if this backend is in use.
@@ -97,22 +122,38 @@ impl Vm for DuneVm {
         call(self.fd, abi::DUNE_VM_MAP_WINDOW, &mut window).map(drop).step("DUNE_VM_MAP_WINDOW")
     }
 
-    fn create_vcpu(&mut self, _index: u32) -> Result<DuneVcpu, HostError> {
-        let mut config = abi::dune_vcpu_config::default();
+    fn create_vcpu(&mut self, index: u32) -> Result<DuneVcpu, HostError> {
+        let ring_entries = if self.with_log { RING_ENTRIES } else { 0 };
+        let mut config = abi::dune_vcpu_config { ring_entries, ..Default::default() };
         let low = call(self.fd, abi::DUNE_VM_CREATE_VCPU, &mut config)
             .step("DUNE_VM_CREATE_VCPU")? as i32;
         let fd = raise(low);
         sys::close(low);
         let fd = fd?;
         let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        let request = [0, sys::PAGE_SIZE as u64, protection, libc::MAP_SHARED as u64, fd as u64, 0];
+        let bytes = if self.with_log { WITH_RING } else { PAGE_SIZE };
+        let request = [0, bytes as u64, protection, libc::MAP_SHARED as u64, fd as u64, 0];
         // SAFETY: a new mapping at an address of the kernel's choice. It is not inherited by a
         // forked child: the module sees to that.
         let run = unsafe { sys::call(libc::SYS_mmap, request) };
         if run.is_err() {
             sys::close(fd);
         }
-        Ok(DuneVcpu { fd, run: run.step("mapping the run page")? as *mut dune_run, skip: (0, 0) })
+        let run = run.step("mapping the run page")? as *mut dune_run;
+        if self.with_log {
+            RINGS[index as usize].store(run.cast(), Ordering::Release);
+            RINGS_END.fetch_max(index as usize + 1, Ordering::Release);
+        }
+        Ok(DuneVcpu { fd, run, index, skip: (0, 0) })
+    }
+
+    fn keeps_log(&self) -> bool {
+        self.with_log
+    }
+
+    fn forget_log(&mut self, gpa: u64, len: u64) -> Result<(), HostError> {
+        let mut range = abi::dune_range { gpa, size: len, ..Default::default() };
+        call(self.fd, abi::DUNE_VM_CLEAR_DIRTY, &mut range).map(drop).step("DUNE_VM_CLEAR_DIRTY")
     }
 
     fn owns(&self, fd: i32) -> bool {
@@ -121,6 +162,31 @@ impl Vm for DuneVm {
 
     fn abandon(&mut self) {
         sys::close(self.fd);
+    }
+}
+
+/// Calls `f` with each guest-physical page address in the rings of all CPUs, and takes it out. One thread at a time.
+pub(crate) fn for_each_logged(mut f: impl FnMut(u64)) {
+    for slot in &RINGS[..RINGS_END.load(Ordering::Acquire)] {
+        let mapping = slot.load(Ordering::Acquire);
+        if mapping.is_null() {
+            continue;
+        }
+        // SAFETY: 1. the mapping is as long as that, and lives as long as the CPU, which is never destroyed (in a forked
+        // child, which has no such mapping, the slot is empty). 2. Both counters, and entries that the kernel is at,
+        // are accessed as atomics only; the tail is ours.
+        unsafe {
+            let ring = mapping.add(abi::DUNE_RING_OFFSET as usize).cast::<dune_ring>();
+            let entries = mapping.add(abi::DUNE_RING_ENTRIES as usize).cast::<AtomicU64>();
+            let head = AtomicU32::from_ptr(&raw mut (*ring).head).load(Ordering::Acquire);
+            let ours = AtomicU32::from_ptr(&raw mut (*ring).tail);
+            let mut tail = ours.load(Ordering::Relaxed);
+            while tail != head {
+                f((*entries.add((tail % RING_ENTRIES) as usize)).load(Ordering::Relaxed));
+                tail = tail.wrapping_add(1);
+            }
+            ours.store(tail, Ordering::Release);
+        }
     }
 }
 
@@ -265,6 +331,7 @@ impl Vcpu for DuneVcpu {
                         return Exit::Unexpected(abi::DUNE_EXIT_EXCEPTION, info.into());
                     }
                 }
+                abi::DUNE_EXIT_RING_FULL => return Exit::LogFull,
                 abi::DUNE_EXIT_SHUTDOWN => return Exit::Shutdown,
                 abi::DUNE_EXIT_HLT => return Exit::Halted,
                 other => return Exit::Unexpected(other, u64::from(run.vmx_reason)),
@@ -333,6 +400,7 @@ impl Vcpu for DuneVcpu {
     }
 
     fn abandon(&mut self) {
+        RINGS[self.index as usize].store(core::ptr::null_mut(), Ordering::Release);
         sys::close(self.fd);
     }
 }

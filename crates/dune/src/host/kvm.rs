@@ -221,6 +221,15 @@ impl Vm for KvmVm {
         Ok(KvmVcpu { cpu, run })
     }
 
+    // KVM uses the log for its own dirty log, whose granule is a slot.
+    fn keeps_log(&self) -> bool {
+        false
+    }
+
+    fn forget_log(&mut self, _: u64, _: u64) -> Result<(), HostError> {
+        Err(HostError { step: "reading a log of written pages", errno: Errno(libc::EOPNOTSUPP) })
+    }
+
     fn owns(&self, fd: i32) -> bool {
         self.vm.as_raw_fd() == fd
     }

@@ -69,6 +69,8 @@ pub enum Exit {
     Halted,
     /// An exit that this runtime never asks for: its number, and a detail of the backend's.
     Unexpected(u32, u64),
+    /// The CPU has no room left for the pages that it has written: somebody must read the log.
+    LogFull,
     /// The run itself was refused.
     Failed(Errno),
 }
@@ -134,6 +136,16 @@ pub trait Vm: Sized {
     /// # Errors
     /// The kernel refuses; out of descriptors or of CPUs.
     fn create_vcpu(&mut self, index: u32) -> Result<Self::Vcpu, HostError>;
+
+    /// Whether the CPUs keep a log of the pages that they write to.
+    fn keeps_log(&self) -> bool;
+
+    /// Has the CPUs log the pages of guest-physical `[gpa, gpa + len)` again. When it returns, whatever they have
+    /// written before, anywhere, is in the log to be read. `len` may be 0.
+    ///
+    /// # Errors
+    /// There is no log; the kernel refuses.
+    fn forget_log(&mut self, gpa: u64, len: u64) -> Result<(), HostError>;
 
     /// Whether `fd` is a descriptor that the machine needs.
     fn owns(&self, fd: i32) -> bool;
@@ -228,14 +240,32 @@ enum Backend {
     Dune,
 }
 
+/// What is tried where `BARCHAN_DUNE_PML` asks for it.
+pub(crate) const WITHOUT_LOG: &str =
+    "making a machine whose processors log the pages that they write to (BARCHAN_DUNE_PML=1)";
+
+/// Whether `BARCHAN_DUNE_PML` asked for a log of written pages as the first machine was made.
+static WITH_LOG: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+
 /// Makes a machine without memory or CPUs, of the backend that `BARCHAN_DUNE_HOST` names (`kvm`, `dune`),
-/// or else of `/dev/dune` where it works, or else of `/dev/kvm`.
+/// or else of `/dev/dune` where it works, or else of `/dev/kvm`. With `BARCHAN_DUNE_PML=1` its CPUs keep a log of
+/// written pages, for which there is `/dev/dune` only, and have no large pages.
 ///
 /// # Errors
-/// No device, or not this one.
+/// No device, or not this one; one without that log.
 pub fn open() -> Result<AnyVm, HostError> {
-    let on_kvm = || kvm::open().map(AnyVm::Kvm);
-    let on_dune = || dune::open().map(AnyVm::Dune);
+    let with_log = *WITH_LOG
+        .get_or_init(|| std::env::var_os("BARCHAN_DUNE_PML").is_some_and(|value| value == "1"));
+    let on_kvm = || {
+        if with_log {
+            return Err(HostError { step: WITHOUT_LOG, errno: Errno(libc::EOPNOTSUPP) });
+        }
+        kvm::open().map(AnyVm::Kvm)
+    };
+    let on_dune = || match dune::open(with_log) {
+        Err(error) if with_log => Err(HostError { step: WITHOUT_LOG, ..error }),
+        opened => opened.map(AnyVm::Dune),
+    };
     match BACKEND.get() {
         Some(Backend::Kvm) => return on_kvm(),
         Some(Backend::Dune) => return on_dune(),
@@ -250,7 +280,7 @@ pub fn open() -> Result<AnyVm, HostError> {
             return Err(HostError { step, errno: Errno(libc::EINVAL) });
         }
         // What /dev/kvm says is of more use to whoever has neither.
-        None => on_dune().or_else(|_| on_kvm())?,
+        None => on_dune().or_else(|error| if with_log { Err(error) } else { on_kvm() })?,
     };
     let _ = BACKEND.set(match vm {
         AnyVm::Kvm(_) => Backend::Kvm,
@@ -312,6 +342,14 @@ impl Vm for AnyVm {
             Self::Kvm(vm) => vm.create_vcpu(index).map(AnyVcpu::Kvm),
             Self::Dune(vm) => vm.create_vcpu(index).map(AnyVcpu::Dune),
         }
+    }
+
+    fn keeps_log(&self) -> bool {
+        either!(self, vm => vm.keeps_log())
+    }
+
+    fn forget_log(&mut self, gpa: u64, len: u64) -> Result<(), HostError> {
+        either!(self, vm => vm.forget_log(gpa, len))
     }
 
     fn owns(&self, fd: i32) -> bool {

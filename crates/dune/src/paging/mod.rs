@@ -35,6 +35,9 @@ pub const OWN: u64 = 1 << 10;
 /// Software bit 11 of a leaf entry of a private space's own that is absent: one was there that could be written to, and a
 /// TLB, or a host that shadows tables, may have it still ([`private::collect`]).
 pub const GONE: u64 = 1 << 11;
+/// Software bit 52 of a leaf entry of the main space: the page was not written to since it was marked so, as far as the
+/// processor's log has been read (`page_log`).
+pub const CLEAN: u64 = 1 << 52;
 /// Entries of a table.
 pub const ENTRIES: usize = 512;
 /// Bytes that one entry of the lowest level maps.

@@ -23,8 +23,8 @@ use core::sync::atomic::{AtomicU64, Ordering, fence};
 use super::limits::{Limit, Limits};
 use super::tables::{LINK, index, is_large};
 use super::{
-    ADDRESS_MASK, ENTRIES, FLUSHED, FillError, Flags, GONE, HELD, OWN, PAGE, Rights, TableMemory,
-    Tables, USER_END, WAS_LARGE,
+    ADDRESS_MASK, CLEAN, ENTRIES, FLUSHED, FillError, Flags, GONE, HELD, OWN, PAGE, Rights,
+    TableMemory, Tables, USER_END, WAS_LARGE,
 };
 
 const PRESENT: u64 = Flags::PRESENT.bits();
@@ -130,7 +130,7 @@ impl<M: TableMemory> Tables<M> {
                 Some(rights) if main & PRESENT != 0 => {
                     let held = main & HELD != 0;
                     let rights = Rights { write: rights.write && !held, ..rights };
-                    let new = limited(main & !(HELD | FLUSHED | USED), rights);
+                    let new = limited(main & !(HELD | FLUSHED | CLEAN | USED), rights);
                     Some(new | if new & WRITABLE != 0 { USED } else { Flags::ACCESSED.bits() })
                 }
                 _ => None,

@@ -3,7 +3,7 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::{ADDRESS_MASK, ENTRIES, Flags, HELD, PAGE, TABLE_SPAN, USER_END, WAS_LARGE};
+use super::{ADDRESS_MASK, CLEAN, ENTRIES, Flags, HELD, PAGE, TABLE_SPAN, USER_END, WAS_LARGE};
 
 /// One table: a page of entries.
 #[repr(C, align(4096))]
@@ -259,14 +259,14 @@ impl<M: TableMemory> Tables<M> {
             return Ok(());
         }
         let table = self.make_table(start, 0)?;
-        let kept = Flags::ACCESSED | Flags::DIRTY;
+        let kept = (Flags::ACCESSED | Flags::DIRTY).bits() | CLEAN;
         let pages = (range.end - start).div_ceil(PAGE);
         for page in 0..pages {
             let new = (gpa + page * PAGE) | flags.bits();
             let entry = &table.0[index(start + page * PAGE, 0)];
             let old = entry.load(Ordering::Relaxed);
             let held = old & HELD != 0 && old & Flags::PRESENT.bits() != 0;
-            if !held && (old ^ new) & !kept.bits() != 0 {
+            if !held && (old ^ new) & !kept != 0 {
                 entry.store(new, Ordering::Release);
             }
         }
@@ -290,17 +290,18 @@ impl<M: TableMemory> Tables<M> {
         });
     }
 
-    /// Sets the dirty bits of what is present in `range`: the kernel wrote there, or it counts as written. Also
+    /// Sets the dirty bits of what is present in `range`, and takes the mark of clean pages away: the kernel wrote there, or it counts as written. Also
     /// of what the program may not write at the moment: the kernel may where the program has protected a page
     /// itself ([`HELD`]), and a debugger may anywhere.
     pub fn mark_dirty(&self, range: Range<u64>) {
         let (present, dirty) = (Flags::PRESENT.bits(), Flags::DIRTY.bits());
         self.for_each_table(range, |table, slots| {
             for entry in &table.0[slots] {
-                if entry.load(Ordering::Relaxed) & (present | dirty) == present {
+                let now = entry.load(Ordering::Relaxed);
+                if now & present != 0 && now & (dirty | CLEAN) != dirty {
                     // Fails only if the processor or another thread changed it meanwhile.
                     let _ = entry.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |now| {
-                        (now & present != 0).then_some(now | dirty)
+                        (now & present != 0).then_some((now | dirty) & !CLEAN)
                     });
                 }
             }

@@ -46,6 +46,10 @@ impl From<HostError> for EnterError {
 }
 
 fn remedy(error: &HostError) -> &'static str {
+    if error.step == crate::host::WITHOUT_LOG {
+        return "it takes the project's kernel module (kmod/README.md) on a processor with PML; leave the option \
+                out, or another tracker than guest-pml";
+    }
     match error.errno.0 {
         libc::ENOENT | libc::ENODEV | libc::ENXIO => {
             "there is no virtual machine to be had here: `barchan doctor` says why"

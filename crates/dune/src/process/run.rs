@@ -13,6 +13,7 @@ use super::thread::Thread;
 use crate::calls;
 use crate::faults::{self, Part};
 use crate::host::{AnyVcpu, Exit, HostError, Vcpu as _};
+use crate::page_log;
 use crate::paging::{ADDRESS_MASK, Link, USER_END};
 use crate::ring;
 use crate::signals::{deliver, frame};
@@ -113,9 +114,7 @@ impl Guest<'_> {
         }
         self.prepare_return();
         self.goes_on = false;
-        let exit = self.cpu.run();
-        stats::exit(exit);
-        match exit {
+        match self.run() {
             Exit::Port(PORT_SYSCALL) => self.system_call(),
             Exit::Port(PORT_RETURNING) => self.handler_returns(),
             Exit::Port(PORT_DOUBLE_FAULT) => self.double_fault(),
@@ -125,6 +124,7 @@ impl Guest<'_> {
             Exit::Interrupted => self.place = Place::Untouched,
             Exit::NoMemory(_) => self.no_memory(),
             Exit::Shutdown => self.shut_down(),
+            Exit::LogFull => unreachable!("read by run"),
             Exit::Halted => {
                 self.broken("the program has halted its processor (HLT at ring 0)", 0, 0)
             }
@@ -133,6 +133,18 @@ impl Guest<'_> {
             }
             Exit::Failed(errno) => self.broken("the run was refused", errno.0 as u64, 0),
             Exit::Port(port) => self.broken("a port that nobody uses", u64::from(port), 0),
+        }
+    }
+
+    /// Runs until something but a full log stops it.
+    fn run(&mut self) -> Exit {
+        loop {
+            let exit = self.cpu.run();
+            stats::exit(exit);
+            if exit != Exit::LogFull {
+                return exit;
+            }
+            page_log::take_down();
         }
     }
 
@@ -457,9 +469,7 @@ impl Guest<'_> {
         self.thread.unkick();
         let mut interrupted = 0;
         loop {
-            let exit = self.cpu.run();
-            stats::exit(exit);
-            match exit {
+            match self.run() {
                 Exit::Port(PORT_STORED) => break,
                 Exit::Interrupted if interrupted < MAX_STUCK => {
                     interrupted += 1;

@@ -15,7 +15,7 @@ mod streams;
 pub(crate) mod vmas;
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use crate::calls::program_break::Break;
 use crate::host::{self, AnyVm, HostError, Vm as _};
@@ -108,6 +108,39 @@ pub(crate) fn view() -> Option<Tables<ArenaTables>> {
     let all = arena::TABLES.len;
     let memory = ArenaTables { used: all, committed: all, gpa_offset, ..ArenaTables::NONE };
     (root != 0).then(|| Tables::view(memory, root))
+}
+
+/// Windows that 47 bits have.
+const WINDOWS: u64 = USER_END / WINDOW;
+
+// Both tables of windows: two bytes for each one of the address space, four for each that is in use.
+const _: () = assert!(WINDOWS * 2 + (u16::MAX as u64 + 1) * 4 <= arena::WINDOWS.len as u64);
+
+/// The number of the window that `hva`, below 2^47, is in; 0: it has none yet.
+fn window_number(hva: u64) -> &'static AtomicU16 {
+    // SAFETY: the part is mapped, and has one for each window of 47 bits.
+    unsafe { &*(arena::WINDOWS.start() as *const AtomicU16).add((hva / WINDOW) as usize) }
+}
+
+/// Which window of the address space has this number.
+fn window_starts(number: u64) -> &'static AtomicU32 {
+    let all = arena::WINDOWS.start() + WINDOWS as usize * 2;
+    // SAFETY: the part is mapped, and has one for each number of 16 bits.
+    unsafe { &*(all as *const AtomicU32).add(usize::from(number as u16)) }
+}
+
+/// The guest-physical address of `hva`, if it is in a window.
+fn gpa_of(hva: u64) -> Option<u64> {
+    let number = u64::from(window_number(hva).load(Ordering::Acquire));
+    (number != 0).then(|| (FIRST_WINDOW + number - 1) * WINDOW + hva % WINDOW)
+}
+
+/// The address that has guest-physical address `gpa`, if that is in a window.
+pub(crate) fn address_of(gpa: u64) -> Option<u64> {
+    let number = (gpa / WINDOW).checked_sub(FIRST_WINDOW)? + 1;
+    let start = u64::from(window_starts(number).load(Ordering::Acquire)) * WINDOW;
+    (number <= u64::from(u16::MAX) && gpa_of(start) == Some(gpa & !(WINDOW - 1)))
+        .then(|| start + gpa % WINDOW)
 }
 
 /// Tables from [`arena::TABLES`].
@@ -233,10 +266,8 @@ impl Space {
 
     /// The guest-physical address of `hva`, whose window is made if it is the first use.
     fn window(&mut self, hva: u64) -> Result<u64, HostError> {
-        // SAFETY: the part is mapped, and as long as the number of windows in 47 bits times two.
-        let slot =
-            unsafe { &*(arena::WINDOWS.start() as *const AtomicU16).add((hva / WINDOW) as usize) };
-        let mut number = u64::from(slot.load(Ordering::Relaxed));
+        let slot = window_number(hva);
+        let mut number = u64::from(slot.load(Ordering::Acquire));
         if number == 0 {
             number = self.windows + 1;
             let gpa = (FIRST_WINDOW + self.windows) * WINDOW;
@@ -247,9 +278,30 @@ impl Space {
             let len = WINDOW.min(USER_END - PAGE - start);
             vm.map_window(gpa, start as usize, len as usize)?;
             self.windows += 1;
-            slot.store(number as u16, Ordering::Relaxed);
+            window_starts(number).store((start / WINDOW) as u32, Ordering::Relaxed);
+            slot.store(number as u16, Ordering::Release);
         }
         Ok((FIRST_WINDOW + number - 1) * WINDOW + hva % WINDOW)
+    }
+
+    /// Has the pages of `range` logged again as they are written to; when it returns, whatever was written before, anywhere,
+    /// is in the log.
+    pub(crate) fn forget_log(&mut self, range: Range<u64>) -> Result<(), HostError> {
+        let no_vm = HostError { step: "forgetting written pages", errno: Errno(libc::ENODEV) };
+        let vm = self.vm.as_mut().ok_or(no_vm)?;
+        if range.is_empty() {
+            return vm.forget_log(0, 0);
+        }
+        let mut start = range.start;
+        while start < range.end {
+            let end = ((start & !(WINDOW - 1)) + WINDOW).min(range.end);
+            // Without a window nobody has written there, by the tables at least.
+            if let Some(gpa) = gpa_of(start) {
+                vm.forget_log(gpa, end - start)?;
+            }
+            start = end;
+        }
+        Ok(())
     }
 
     /// Gives the pages of `range` entries with `flags`; not where a large page was, whose faults will tell.

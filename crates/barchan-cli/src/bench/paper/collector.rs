@@ -43,6 +43,7 @@ pub(crate) fn configs() -> Vec<Config> {
                 (Collector::Barchan, DirtySource::GuestDirect),
                 (Collector::Barchan, DirtySource::GuestTlb),
                 (Collector::Barchan, DirtySource::GuestPte),
+                (Collector::Barchan, DirtySource::GuestPml),
             ]
         } else {
             &[(Collector::Debian, DirtySource::None), (Collector::Pinned, DirtySource::None)]
@@ -134,6 +135,11 @@ impl Trial<'_> {
         if let Some(why) = self.guest.why.as_ref().filter(|_| in_guest) {
             return Err(why.clone());
         }
+        if config.dirty == DirtySource::GuestPml && !Path::new("/dev/dune").exists() {
+            return Err("the processor's log of written pages (PML) takes the kernel module, and \
+                        there is no /dev/dune"
+                .to_owned());
+        }
         if in_guest && !self.library.is_file() {
             return Err(format!("{} is not built", self.library.display()));
         }
@@ -223,7 +229,7 @@ mod tests {
     #[test]
     fn each_mode_has_both_stock_collectors_and_dirty_modes_have_ours_on_both_sides() {
         let names: Vec<_> = configs().iter().map(Config::to_string).collect();
-        assert_eq!(names.len(), 2 * 2 + 2 * 6);
+        assert_eq!(names.len(), 2 * 2 + 2 * 7);
         for name in [
             "debian/full",
             "pinned/full-parallel",
@@ -232,6 +238,7 @@ mod tests {
             "barchan/incremental/guest-direct",
             "barchan/generational/guest-tlb",
             "barchan/incremental/guest-pte",
+            "barchan/generational/guest-pml",
         ] {
             assert!(names.iter().any(|found| found == name), "{name} in {names:?}");
         }
