@@ -37,6 +37,23 @@ fn written_pages_are_reported_once_and_no_others() {
     }
 }
 
+/// More than a processor's log and what is behind it hold (guest-pml: 512 and 4,096), twice.
+#[test]
+fn any_number_of_pages_may_be_written_between_two_collections() {
+    let _alone = alone();
+    for tracker in trackers() {
+        let memory = Memory::touched(10_000);
+        let region = memory.track(&tracker);
+        collect(&region);
+        let written: Vec<_> = (0..10_000).filter(|page| !(3_000..3_100).contains(page)).collect();
+        for _ in 0..2 {
+            written.iter().for_each(|page| memory.write(*page));
+            assert_dirty(&region, &collect(&region), &written);
+        }
+        assert_dirty(&region, &collect(&region), &[]);
+    }
+}
+
 #[test]
 fn reading_is_not_writing() {
     let _alone = alone();
