@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, bail};
+use barchan_boehm::SystemCollector;
 
 use crate::guest::Series;
 use crate::{cargo, kmod, setup};
@@ -152,9 +153,12 @@ fn brought(root: &Path, micro: bool) -> anyhow::Result<Vec<(PathBuf, String)>> {
     ] {
         files.push((root.join(name), format!("/barchan/{name}")));
     }
-    let debian = "/usr/lib/x86_64-linux-gnu/libgc.so.1";
-    if Path::new(debian).exists() {
-        files.push((debian.into(), debian.to_owned()));
+    match SystemCollector::find() {
+        Ok(debians) => {
+            let library = debians.library_dir().join("libgc.so.1");
+            files.push((library.clone(), library.to_string_lossy().into_owned()));
+        }
+        Err(why) => println!("paper: without the distribution's collector: {why}"),
     }
     Ok(files)
 }

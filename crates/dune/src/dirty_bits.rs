@@ -155,12 +155,8 @@ unsafe extern "C" fn clear_among(start: usize, end: usize, among: *const u64, wo
 }
 
 unsafe extern "C" fn peek(start: usize, end: usize, bits: *mut u64, words: usize) -> i32 {
-    if !fits(&(start..end), bits, words) {
-        return INVALID;
-    }
-    // SAFETY: not null, aligned, and by the caller's promise long enough and ours.
-    let bits = unsafe { core::slice::from_raw_parts_mut(bits, words) };
-    inside().peek(start..end, bits).map_or_else(code, |()| OK)
+    // SAFETY: the caller's promise.
+    unsafe { writing(start..end, bits, words, |range, bits| inside().peek_noted(range, bits)) }
 }
 
 unsafe extern "C" fn collect(start: usize, end: usize, bits: *mut u64, words: usize) -> i32 {

@@ -268,8 +268,14 @@ impl Inside {
         if bits.len() * 64 < pages {
             return Err(RangeError::Bitmap);
         }
-        private::peek(&range, |page| bits[page / 64] |= 1 << (page % 64));
-        for_each_table(&range, |first, entries, count| {
+        self.peek_noted(&range, bits);
+        Ok(())
+    }
+
+    /// [`peek`](Self::peek), where the arguments are right.
+    pub(crate) fn peek_noted(self, range: &Range<usize>, bits: &mut [u64]) {
+        private::peek(range, |page| bits[page / 64] |= 1 << (page % 64));
+        for_each_table(range, |first, entries, count| {
             let mut found = [0; ENTRIES / 64];
             match entries {
                 Some(entries) => harvest::peek_unclean(entries, &mut found),
@@ -277,8 +283,7 @@ impl Inside {
             }
             or_into(bits, first, &found, count);
         });
-        self.add_under_way(&range, bits);
-        Ok(())
+        self.add_under_way(range, bits);
     }
 
     /// Pages that system calls which are under way may be writing.

@@ -4,6 +4,8 @@
 //! so no fault brings one back meanwhile, and the kernel's own notice to the virtual machine, which
 //! flushes the TLBs, comes after. A call that fails costs a few faults, nothing else.
 
+use core::ops::Range;
+
 use super::program_break::trim;
 use crate::paging::USER_END;
 use crate::space::{SPACE, Space, arena};
@@ -23,6 +25,12 @@ pub(super) fn make(nr: i64, a: [u64; 6]) -> i64 {
 fn touches_arena(start: u64, len: u64) -> bool {
     let arena = arena::range();
     start < arena.end as u64 && start.saturating_add(len) > arena.start as u64
+}
+
+/// The pages of `range` are about to go, or to be others.
+fn take(space: &mut Space, range: Range<u64>) {
+    trim(space, range.clone());
+    space.zap(range);
 }
 
 /// New rights to a range: entries at once, so that no fault is needed. Failing costs faults.
@@ -78,8 +86,7 @@ pub(super) fn munmap(a: [u64; 6]) -> i64 {
         return EINVAL;
     }
     let mut space = SPACE.lock();
-    trim(&mut space, a[0]..a[0].saturating_add(a[1]));
-    space.zap(a[0]..a[0].saturating_add(a[1]));
+    take(&mut space, a[0]..a[0].saturating_add(a[1]));
     make(libc::SYS_munmap, a)
 }
 
@@ -113,8 +120,7 @@ pub(super) fn mremap(a: [u64; 6]) -> i64 {
     trim(&mut space, start..start.saturating_add(old_len.max(new_len)));
     space.zap(start..start.saturating_add(old_len));
     if fixed {
-        trim(&mut space, new..new.saturating_add(new_len));
-        space.zap(new..new.saturating_add(new_len));
+        take(&mut space, new..new.saturating_add(new_len));
     }
     make(libc::SYS_mremap, a)
 }
@@ -136,7 +142,6 @@ pub(super) fn other(nr: u64, a: [u64; 6]) -> i64 {
         return EINVAL;
     }
     let mut space = SPACE.lock();
-    trim(&mut space, 0..USER_END);
-    space.zap(0..USER_END);
+    take(&mut space, 0..USER_END);
     make(nr as i64, a)
 }
