@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::ptr::null_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use dune::PAGE_SIZE as PAGE;
 use dune::inside::{Inside, RangeError};
@@ -252,6 +253,37 @@ fn a_flush_right_after_a_fault_returns() {
             unsafe { start.add((page + 1) * PAGE).write_volatile(1) };
             inside.flush_page(start as usize + page * PAGE);
         }
+    });
+}
+
+/// A flush that a signal swallows would leave the TLB's entry dirty: the write after it would set no bit.
+#[test]
+fn no_flush_is_lost_to_a_signal() {
+    static SIGNALS: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn count(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        SIGNALS.fetch_add(1, Ordering::Relaxed);
+    }
+    passes(|| {
+        let inside = Inside::current().expect("inside");
+        let page = map(1);
+        // SAFETY: ours.
+        unsafe { page.write_volatile(1) };
+        let entry = inside.entry(page as usize).expect("it was written to");
+        support::install(libc::SIGALRM, count);
+        support::tick(Duration::from_millis(1));
+        let before = SIGNALS.load(Ordering::Relaxed);
+        let start = Instant::now();
+        let mut rounds = 0u64;
+        while SIGNALS.load(Ordering::Relaxed) < before + 1000
+            && start.elapsed() < Duration::from_secs(60)
+        {
+            entry.clear_dirty().flush_here();
+            // SAFETY: ours.
+            unsafe { page.write_volatile(2) };
+            assert!(entry.is_dirty(), "the flush of round {rounds} was lost");
+            rounds += 1;
+        }
+        assert!(SIGNALS.load(Ordering::Relaxed) >= before + 40, "{rounds} rounds");
     });
 }
 

@@ -295,6 +295,46 @@ fn reference() -> (u64, f64) {
     })
 }
 
+/// The exception of an INT3 may be on its way when the signal comes: it must neither come twice nor in the signal's handler;
+/// nor be lost, but that a paravirtual host does not tell of one whose delivery a signal broke off.
+#[test]
+fn a_breakpoint_is_one_breakpoint_whenever_a_signal_comes() {
+    static TRAPS: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn trap(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+        // SAFETY: the kernel's context: it says where the program goes on.
+        let rip =
+            unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[16] } as *const u8;
+        // SAFETY: the program's code, the byte before which it goes on.
+        assert_eq!(unsafe { rip.sub(1).read() }, 0xcc, "behind an INT3");
+        TRAPS.fetch_add(1, Ordering::Relaxed);
+    }
+    passes(|| {
+        let inside = dune::inside::Inside::current().expect("inside");
+        install(libc::SIGTRAP, trap, 0, &[]);
+        install(libc::SIGALRM, count, libc::SA_RESTART, &[]);
+        support::tick(Duration::from_millis(2));
+        COUNT.store(0, Ordering::Relaxed);
+        let start = Instant::now();
+        let mut executed = 0;
+        while COUNT.load(Ordering::Relaxed) < 400 && start.elapsed() < Duration::from_secs(60) {
+            for _ in 0..16 {
+                // SAFETY: SIGTRAP has a handler, and the program goes on behind the instruction. RAX is none of the
+                // numbers that the runtime answers itself.
+                unsafe { std::arch::asm!("int3", in("rax") 0) };
+                executed += 1;
+                // The runtime's own use of the instruction.
+                inside.flush();
+            }
+        }
+        let signals = COUNT.load(Ordering::Relaxed);
+        assert!(signals >= 40, "{executed} breakpoints");
+        let lost = executed - TRAPS.load(Ordering::Relaxed);
+        let may_be_lost =
+            if dune::host::kind::hardware().is_some() { 0 } else { signals as u64 / 20 };
+        assert!(lost <= may_be_lost, "{lost} of {executed} lost, {signals} signals");
+    });
+}
+
 #[test]
 fn a_storm_of_signals_between_threads_loses_none_that_queue() {
     passes(|| {

@@ -385,6 +385,11 @@ impl Vcpu for DuneVcpu {
         Ok(())
     }
 
+    // RIP stays at the instruction until the exception has been delivered.
+    fn take_breakpoint(&mut self) -> Result<bool, HostError> {
+        Ok(false)
+    }
+
     fn xsave(&mut self, to: &mut Xsave) -> Result<(), HostError> {
         let mut buffer = image(&raw const *to as u64);
         call(self.fd, abi::DUNE_VCPU_GET_XSAVE, &mut buffer).map(drop).step("DUNE_VCPU_GET_XSAVE")

@@ -445,12 +445,34 @@ impl Vcpu for KvmVcpu {
 
     fn forget_exception(&mut self) -> Result<(), HostError> {
         let mut events = self.cpu.get_vcpu_events().step("KVM_GET_VCPU_EVENTS")?;
-        if events.exception.injected | events.exception.pending | events.interrupt.injected != 0 {
-            events.exception = Default::default();
-            events.interrupt.injected = 0;
-            self.cpu.set_vcpu_events(&events).step("KVM_SET_VCPU_EVENTS")?;
+        // Whatever it says: it does not tell of INT3's.
+        events.exception = Default::default();
+        events.interrupt.injected = 0;
+        self.cpu.set_vcpu_events(&events).step("KVM_SET_VCPU_EVENTS")
+    }
+
+    // KVM_GET_VCPU_EVENTS hides exceptions of this kind (arch/x86/kvm/x86.c, `kvm_vcpu_ioctl_x86_get_vcpu_events`). But a
+    // debugger cannot inject one while any is waiting (`kvm_arch_vcpu_ioctl_set_guest_debug`).
+    fn take_breakpoint(&mut self) -> Result<bool, HostError> {
+        const KVM_SET_GUEST_DEBUG: u64 = 0x4048_ae9b;
+        let told = self.cpu.get_vcpu_events().step("KVM_GET_VCPU_EVENTS")?.exception;
+        if told.pending | told.injected != 0 {
+            return Ok(false);
         }
-        Ok(())
+        let fd = self.cpu.as_raw_fd();
+        // By hand, since it fails as a rule.
+        let set = |control| {
+            let debug = kvm::kvm_guest_debug { control, ..Default::default() };
+            // SAFETY: what KVM_SET_GUEST_DEBUG reads.
+            unsafe { sys::ioctl(fd, KVM_SET_GUEST_DEBUG, &raw const debug as u64) }
+        };
+        let waiting = match set(kvm::KVM_GUESTDBG_ENABLE | kvm::KVM_GUESTDBG_INJECT_BP) {
+            Err(Errno(libc::EBUSY)) => true,
+            done => done.map(|_| false).step("KVM_SET_GUEST_DEBUG")?,
+        };
+        set(0).step("KVM_SET_GUEST_DEBUG")?;
+        self.forget_exception()?;
+        Ok(waiting)
     }
 
     fn xsave(&mut self, to: &mut Xsave) -> Result<(), HostError> {

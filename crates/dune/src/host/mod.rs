@@ -211,6 +211,12 @@ pub trait Vcpu {
     /// The kernel refuses.
     fn forget_exception(&mut self) -> Result<(), HostError>;
 
+    /// Whether an exception of INT3's is waiting to be delivered. Whichever it is, there is none at the next run.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn take_breakpoint(&mut self) -> Result<bool, HostError>;
+
     /// Reads the floating-point and vector state.
     ///
     /// # Errors
@@ -404,6 +410,10 @@ impl Vcpu for AnyVcpu {
 
     fn forget_exception(&mut self) -> Result<(), HostError> {
         either!(self, cpu => cpu.forget_exception())
+    }
+
+    fn take_breakpoint(&mut self) -> Result<bool, HostError> {
+        either!(self, cpu => cpu.take_breakpoint())
     }
 
     fn xsave(&mut self, to: &mut Xsave) -> Result<(), HostError> {

@@ -121,7 +121,10 @@ impl Guest<'_> {
             Exit::Port(port) if (PORT_EXCEPTION..PORT_EXCEPTION + 32).contains(&port) => {
                 self.exception(port - PORT_EXCEPTION);
             }
-            Exit::Interrupted => self.place = Place::Untouched,
+            Exit::Interrupted => {
+                self.place = Place::Untouched;
+                self.take_back_breakpoint();
+            }
             Exit::NoMemory(_) => self.no_memory(),
             Exit::Shutdown => self.shut_down(),
             Exit::LogFull => unreachable!("read by run"),
@@ -219,6 +222,32 @@ impl Guest<'_> {
         self.place = Place::Faulted;
         self.all = true;
         tables::handler_ended(self.thread.index);
+    }
+
+    /// If INT3 has been executed and its exception is on its way still, has it be executed again.
+    ///
+    /// Where the processor raises the exception, RIP is at the instruction until it has been delivered. A paravirtual host
+    /// moves RIP on when it queues it: so it would be lost at the next run, which sets the registers, or come in a signal's
+    /// handler. A flush may be done twice;
+    /// so whether it was done need not be known. A breakpoint of the program's own may not: if the host does not tell
+    /// that it waits, it counts as delivered. (One whose delivery was broken off is then lost.)
+    fn take_back_breakpoint(&mut self) {
+        const INT3: u8 = 0xcc;
+        let (rip, rax) = (self.cpu.registers().rip, self.cpu.registers().rax);
+        let mut behind = [0];
+        if !is_paravirtual()
+            || sys::copy_in(rip.wrapping_sub(1) as usize, &mut behind).is_err()
+            || behind != [INT3]
+        {
+            return;
+        }
+        let mut again = [tables::FLUSH, tables::FLUSH_PAGE].iter().any(|call| *call as u64 == rax);
+        if !again {
+            self.must(|cpu| cpu.take_breakpoint().map(|waits| again = waits));
+        }
+        if again {
+            self.cpu.registers().rip = rip - 1;
+        }
     }
 
     /// A program at ring 0 may load CR3 with anything. Where its walks then find no memory at all, KVM can be at it for
