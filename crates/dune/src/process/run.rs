@@ -114,7 +114,9 @@ impl Guest<'_> {
         }
         self.prepare_return();
         self.goes_on = false;
-        match self.run() {
+        let exit = self.cpu.run();
+        stats::exit(exit);
+        match exit {
             Exit::Port(PORT_SYSCALL) => self.system_call(),
             Exit::Port(PORT_RETURNING) => self.handler_returns(),
             Exit::Port(PORT_DOUBLE_FAULT) => self.double_fault(),
@@ -127,7 +129,10 @@ impl Guest<'_> {
             }
             Exit::NoMemory(_) => self.no_memory(),
             Exit::Shutdown => self.shut_down(),
-            Exit::LogFull => unreachable!("read by run"),
+            Exit::LogFull => {
+                self.place = Place::Untouched;
+                page_log::take_down();
+            }
             Exit::Halted => {
                 self.broken("the program has halted its processor (HLT at ring 0)", 0, 0)
             }
@@ -136,18 +141,6 @@ impl Guest<'_> {
             }
             Exit::Failed(errno) => self.broken("the run was refused", errno.0 as u64, 0),
             Exit::Port(port) => self.broken("a port that nobody uses", u64::from(port), 0),
-        }
-    }
-
-    /// Runs until something but a full log stops it.
-    fn run(&mut self) -> Exit {
-        loop {
-            let exit = self.cpu.run();
-            stats::exit(exit);
-            if exit != Exit::LogFull {
-                return exit;
-            }
-            page_log::take_down();
         }
     }
 
@@ -228,14 +221,15 @@ impl Guest<'_> {
     ///
     /// Where the processor raises the exception, RIP is at the instruction until it has been delivered. A paravirtual host
     /// moves RIP on when it queues it: so it would be lost at the next run, which sets the registers, or come in a signal's
-    /// handler. A flush may be done twice;
-    /// so whether it was done need not be known. A breakpoint of the program's own may not: if the host does not tell
-    /// that it waits, it counts as delivered. (One whose delivery was broken off is then lost.)
+    /// handler. A flush may be done twice, so whether it was done need not be known (nor whether the byte before RIP was
+    /// an INT3, or the end of something else). A breakpoint of the program's own may not: if the host does not tell that it
+    /// waits, it counts as delivered. (One whose delivery was broken off is then lost.)
     fn take_back_breakpoint(&mut self) {
         const INT3: u8 = 0xcc;
         let (rip, rax) = (self.cpu.registers().rip, self.cpu.registers().rax);
         let mut behind = [0];
         if !is_paravirtual()
+            || tables::stub_at(rip).is_some()
             || sys::copy_in(rip.wrapping_sub(1) as usize, &mut behind).is_err()
             || behind != [INT3]
         {
@@ -498,8 +492,11 @@ impl Guest<'_> {
         self.thread.unkick();
         let mut interrupted = 0;
         loop {
-            match self.run() {
+            let exit = self.cpu.run();
+            stats::exit(exit);
+            match exit {
                 Exit::Port(PORT_STORED) => break,
+                Exit::LogFull => page_log::take_down(),
                 Exit::Interrupted if interrupted < MAX_STUCK => {
                     interrupted += 1;
                     self.thread.unkick();
