@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, bail};
 
-use crate::guest::{Kernel, RUNTIME, Series, runtime_tests};
+use crate::guest::{COLLECTOR_SECONDS, Kernel, RUNTIME, SOURCES_OVER_DUNE, Series, runtime_tests};
 use crate::{cargo, setup};
 
 /// What Bochs needs to be told: it claims bugs of a CPU, and has no means against them.
@@ -44,6 +44,11 @@ pub(crate) struct Args {
     /// Also unmodified programs in guest mode: a shell pipeline, CPython, gcc
     #[arg(long)]
     programs: bool,
+
+    /// Also bdwgc's own test programs, guile, ecl and w3m on the patched collector in guest mode: hours. Of the names
+    /// those that begin with collector choose among these
+    #[arg(long)]
+    collector: bool,
 
     /// Also with kvm_intel loaded: which of the two has VMX when, and what round trips cost, here and there
     #[arg(long)]
@@ -84,8 +89,15 @@ struct Boot {
     cpus: u32,
     /// For the kernel's command line.
     append: &'static str,
+    limit_seconds: u64,
     program: Vec<String>,
 }
+
+/// The programs: three, each twice, and files of 60 MB, which Bochs reads from a CD.
+const LIMIT_SECONDS: u64 = 1800;
+
+/// All that watches the debug kernel makes it several times slower.
+const DEBUG_LIMIT_SECONDS: u64 = 7200;
 
 /// What the kernel says when it kills for want of memory, which two tests bring about: with a backtrace, but all
 /// else that is bad fails them too.
@@ -132,8 +144,14 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// What is run in Bochs, a machine each.
 fn boots(args: &Args, series: Series, dir: &Path) -> anyhow::Result<Vec<Boot>> {
-    let boot =
-        |program| Boot { beside: Beside::Nothing, more: &[], cpus: args.cpus, append: "", program };
+    let boot = |program| Boot {
+        beside: Beside::Nothing,
+        more: &[],
+        cpus: args.cpus,
+        append: "",
+        limit_seconds: if series == Series::Debug { DEBUG_LIMIT_SECONDS } else { LIMIT_SECONDS },
+        program,
+    };
     let selftests = |names: &[String]| [&["--".to_owned(), selftest(dir)], names].concat();
     let selftest = |name: &str| boot(selftests(&[name.to_owned()]));
     let package = |package, tests: &[&'static str]| {
@@ -143,8 +161,10 @@ fn boots(args: &Args, series: Series, dir: &Path) -> anyhow::Result<Vec<Boot>> {
     };
     // Tests that need a machine of their own, by what their names hold.
     const APART: [&str; 3] = ["oom_", "of_1_gib", "reboot_"];
+    let (collectors, names): (Vec<_>, Vec<_>) =
+        args.tests.iter().cloned().partition(|name| is_collectors(name));
     let (apart, together): (Vec<_>, Vec<_>) =
-        args.tests.iter().cloned().partition(|name| APART.iter().any(|part| name.contains(part)));
+        names.into_iter().partition(|name| APART.iter().any(|part| name.contains(part)));
     // Without names on one kernel: each costs a start of the machine.
     let by_default = args.tests.is_empty() && series == Series::V6_1;
     let wanted = |part: &str| by_default || apart.iter().any(|name| name.contains(part));
@@ -180,7 +200,18 @@ fn boots(args: &Args, series: Series, dir: &Path) -> anyhow::Result<Vec<Boot>> {
     if args.programs {
         boots.push(boot(programs()?));
     }
+    if args.collector && (args.tests.is_empty() || !collectors.is_empty()) {
+        let sources = format!("SOURCES={SOURCES_OVER_DUNE}");
+        let options = ["--collector", "--env", &sources, "--"].map(str::to_owned);
+        let program = [&options[..], &collectors].concat();
+        boots.push(Boot { limit_seconds: COLLECTOR_SECONDS, ..boot(program) });
+    }
     Ok(boots)
+}
+
+/// Whether a name is one of `guest/collector.sh`'s tests, or the beginning of several.
+fn is_collectors(name: &str) -> bool {
+    name.starts_with("collector")
 }
 
 fn selftest(dir: &Path) -> String {
@@ -283,6 +314,7 @@ pub(crate) fn guest_mode(release: bool) -> anyhow::Result<Vec<(PathBuf, String)>
             "/barchan/target/release/libbarchan_dune.so".to_owned(),
         ),
         (cargo::root()?.join(pin), format!("/barchan/{pin}")),
+        (cargo::root()?.join("xtask/src/guest/cargo.sh"), "/usr/bin/cargo".to_owned()),
     ])
 }
 
@@ -367,14 +399,10 @@ fn run_in_guest(args: &Args, series: Series, dir: &Path, boot: &Boot) -> anyhow:
         }
         (Beside::Kvm | Beside::IdleKvm, _) => {}
     }
-    // The programs: three, each twice, and files of 60 MB, which Bochs reads from a CD.
-    let mut limit_seconds = "1800";
     if series == Series::Debug {
-        // All that watches this kernel makes it several times slower.
-        limit_seconds = "7200";
         test.args(["--env", "DUNETEST_SECONDS=1500"]);
     }
-    test.args(["--timeout", limit_seconds]);
+    test.args(["--timeout", &boot.limit_seconds.to_string()]);
     // Swap for the selftests.
     if series == Series::V6_1 {
         test.args(["--module", "lzo-rle"]);

@@ -9,8 +9,11 @@
 //! | `watch`, `verdict`, `files` | following the logs, judging by them, what was sent out |
 //! | `native` | the same test on this machine's own /dev/kvm |
 //! | `suite` | what the CI runs on each host |
+//! | `collector`, `collector.sh` | the patched collector in guest mode: bdwgc's programs and real ones |
+//! | `cargo.sh` | what answers for cargo in a guest |
 
 mod bochs;
+mod collector;
 mod cpio;
 mod debian;
 mod debug_kernel;
@@ -32,9 +35,10 @@ use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use crate::{cargo, setup, step};
+pub(crate) use collector::SOURCES_OVER_DUNE;
 pub(crate) use kernel::{Kernel, Series};
 use machine::{Machine, Run};
 use payload::{Payload, Test};
@@ -85,6 +89,7 @@ build/guest/run.
   cargo xtask guest-test --host tcg --kernel debug        builds that kernel first: some minutes, once
   cargo xtask guest-test --host tcg --suite               what the CI runs there
   cargo xtask guest-test --host tcg -p dune --test enter -- --nocapture
+  cargo xtask guest-test --host tcg --collector -- gctest_guest-pte guile
   cargo xtask guest-test --host bochs --no-kvm --module kmod/dune.ko -- kmod/tests/selftest -v
   cargo xtask guest-test --host tcg --module zram --file workloads:/workloads -- /bin/busybox ls /workloads
 
@@ -145,7 +150,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     restarts: usize,
 
-    /// Seconds for the whole run, booting included [default: 300; bochs and --suite: 900]
+    /// Seconds for the whole run, booting included [default: 300; bochs and --suite: 900; --collector: 43200]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86400))]
     timeout: Option<u64>,
 
@@ -177,6 +182,11 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["package", "command"])]
     suite: bool,
 
+    /// bdwgc's own test programs, guile, ecl and w3m on the patched collector in guest mode; what follows -- are parts of
+    /// names, of which a test has to contain one. --env SOURCES='NAME ...' chooses the sources of dirty bits
+    #[arg(long, conflicts_with_all = ["package", "suite"])]
+    collector: bool,
+
     /// Do not look for missing Debian packages
     #[arg(long)]
     skip_setup: bool,
@@ -185,6 +195,9 @@ pub(crate) struct Args {
     #[arg(last = true, value_name = "BINARY [ARGS]")]
     command: Vec<String>,
 }
+
+/// For all of `--collector`, in Bochs.
+pub(crate) const COLLECTOR_SECONDS: u64 = 43_200;
 
 pub(crate) use native::unusable as native_unusable;
 
@@ -204,10 +217,18 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
     let mut payload = Payload { tests: tests(args)?, ..Payload::default() };
     let interrupted = step::interrupt_flag()?;
     if args.host == Host::Native {
+        if args.collector {
+            bail!(
+                "natively it is BARCHAN_DUNE_RUNS=1 cargo test -p barchan-cli --test dune collector"
+            );
+        }
         return native::run(args, &payload, &interrupted);
     }
     if args.suite {
         payload.files = suite::files(args.host, args.kernel)?;
+    }
+    if args.collector {
+        payload.files = collector::files()?;
     }
     for file in &args.files {
         let (source, target) = file.split_once(':').unwrap_or((file, file));
@@ -232,6 +253,9 @@ fn tests(args: &Args) -> anyhow::Result<Vec<Test>> {
     }
     if args.suite {
         return suite::tests(args.host, args.kernel, &environment);
+    }
+    if args.collector {
+        return Ok(vec![collector::test(args.host, &args.command, &environment)?]);
     }
     if let Some(package) = &args.package {
         let test = |target: Vec<&str>| {
@@ -265,6 +289,7 @@ impl Args {
     fn limit(&self) -> Duration {
         let default = if self.host == Host::Bochs { 900 } else { 300 };
         let default = if self.suite { 900 } else { default };
+        let default = if self.collector { COLLECTOR_SECONDS } else { default };
         Duration::from_secs(self.timeout.unwrap_or(default))
     }
 }

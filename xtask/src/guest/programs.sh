@@ -2,16 +2,9 @@
 # Unmodified programs in `barchan run --dune`, in a guest: output and exit status as natively.
 #
 # Each test says with which status the program ends natively and a text that it prints then, so that "not
-# found" is never equal to "not found". xtask/src/kmod.rs brings the programs. There is no cargo in the guest:
-# a script answers for it that the runtime is built.
+# found" is never equal to "not found". xtask/src/kmod.rs brings the programs.
 
 export PATH=/usr/bin:/bin BARCHAN_ROOT=/barchan PYTHONDONTWRITEBYTECODE=1
-cat >/tmp/cargo <<'END'
-#!/bin/sh
-echo '{"target":{"name":"barchan_dune"},"filenames":["/barchan/target/release/libbarchan_dune.so"]}'
-END
-chmod +x /tmp/cargo
-export CARGO=/tmp/cargo
 
 passed=0
 failed=0
