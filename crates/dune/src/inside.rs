@@ -232,15 +232,12 @@ impl Inside {
     pub(crate) fn clear_noted(self, range: &Range<usize>, among: Option<&[u64]>) -> FlushOwed {
         split(range);
         let clearing = Clearing::begin();
-        let wanted = |page: usize| among.is_none_or(|bits| bits[page / 64] >> (page % 64) & 1 != 0);
-        let mut cleared = private::collect(range, wanted, |_| ());
+        let is_wanted =
+            |page: usize| among.is_none_or(|bits| bits[page / 64] >> (page % 64) & 1 != 0);
+        let mut cleared = private::collect(range, is_wanted, |_| ());
         for_each_table(range, |first, entries, count| {
             let Some(entries) = entries else { return };
-            let mut wanted = [!0; ENTRIES / 64];
-            if let Some(among) = among {
-                wanted = [0; ENTRIES / 64];
-                copy_bits(&mut wanted, among, first, count);
-            }
+            let wanted = wanted(among, first, count);
             let mut found = [0; ENTRIES / 64];
             cleared += harvest::harvest_among(entries, &wanted, &mut found).cleared;
         });
@@ -488,10 +485,7 @@ pub(crate) fn split(range: &Range<usize>) {
 
 /// Calls `f` for each part of `range` that one table maps: the number of its first page in the range, the
 /// entries, or `None` if there is no table, and how many pages it is.
-pub(crate) fn for_each_table(
-    range: &Range<usize>,
-    mut f: impl FnMut(usize, Option<&[AtomicU64]>, usize),
-) {
+fn for_each_table(range: &Range<usize>, mut f: impl FnMut(usize, Option<&[AtomicU64]>, usize)) {
     let tables = space::view();
     let (mut address, end) = (range.start as u64, range.end as u64);
     while address < end {
@@ -503,8 +497,82 @@ pub(crate) fn for_each_table(
     }
 }
 
+/// What an entry has if its page is clean: of the bits in `of`, just `set`.
+#[derive(Clone, Copy)]
+pub(crate) struct Clean {
+    pub(crate) of: u64,
+    pub(crate) set: u64,
+}
+
+impl Clean {
+    /// Not 0 if the page of this entry is dirty.
+    fn differs(self, entry: &AtomicU64) -> u64 {
+        (entry.load(Ordering::Relaxed) ^ self.set) & self.of
+    }
+
+    /// Calls `f` with each entry whose page is dirty, and its index.
+    pub(crate) fn for_others(self, entries: &[AtomicU64], mut f: impl FnMut(usize, &AtomicU64)) {
+        for (chunk, some) in entries.chunks(64).enumerate() {
+            if some.iter().fold(0, |all, entry| all | self.differs(entry)) == 0 {
+                continue;
+            }
+            for (index, entry) in some.iter().enumerate().filter(|(_, e)| self.differs(e) != 0) {
+                f(chunk * 64 + index, entry);
+            }
+        }
+    }
+
+    /// Sets a bit of `bits` for each page of `range` that is dirty, of which those without a table are, and calls `f` with
+    /// the entries of the others: the number of the page in the range, and the entry.
+    pub(crate) fn report_others(
+        self,
+        range: &Range<usize>,
+        bits: &mut [u64],
+        mut f: impl FnMut(usize, &AtomicU64),
+    ) {
+        for_each_table(range, |first, entries, count| {
+            let mut found = [0; ENTRIES / 64];
+            match entries {
+                Some(entries) => self.for_others(entries, |index, entry| {
+                    found[index / 64] |= 1 << (index % 64);
+                    f(first + index, entry);
+                }),
+                None => found = [!0; ENTRIES / 64],
+            }
+            or_into(bits, first, &found, count);
+        });
+    }
+
+    /// Calls `f` with the entry of each dirty page of `range` that has a table, and whose bit in `among` is set if that is
+    /// given: the number of the page in the range, and the entry.
+    pub(crate) fn for_others_among(
+        self,
+        range: &Range<usize>,
+        among: Option<&[u64]>,
+        mut f: impl FnMut(usize, &AtomicU64),
+    ) {
+        for_each_table(range, |first, entries, count| {
+            let Some(entries) = entries else { return };
+            let wanted = wanted(among, first, count);
+            self.for_others(entries, |index, entry| {
+                if wanted[index / 64] >> (index % 64) & 1 != 0 {
+                    f(first + index, entry);
+                }
+            });
+        });
+    }
+}
+
+/// The bits of `among` for the `count` pages of a table from page `first` on; all if it is not given.
+fn wanted(among: Option<&[u64]>, first: usize, count: usize) -> [u64; ENTRIES / 64] {
+    let Some(among) = among else { return [!0; ENTRIES / 64] };
+    let mut wanted = [0; ENTRIES / 64];
+    copy_bits(&mut wanted, among, first, count);
+    wanted
+}
+
 /// Sets those of `bits` from bit `first` on that are set among the `count` first of `found`.
-pub(crate) fn or_into(bits: &mut [u64], first: usize, found: &[u64], count: usize) {
+fn or_into(bits: &mut [u64], first: usize, found: &[u64], count: usize) {
     let shift = first % 64;
     for (index, word) in found.iter().enumerate().take(count.div_ceil(64)) {
         let word = word & low_bits(count - index * 64);
@@ -520,7 +588,7 @@ pub(crate) fn or_into(bits: &mut [u64], first: usize, found: &[u64], count: usiz
 }
 
 /// Copies `count` bits of `from`, from bit `first` on, to the beginning of `to`.
-pub(crate) fn copy_bits(to: &mut [u64], from: &[u64], first: usize, count: usize) {
+fn copy_bits(to: &mut [u64], from: &[u64], first: usize, count: usize) {
     let shift = first % 64;
     for (index, word) in to.iter_mut().enumerate().take(count.div_ceil(64)) {
         let at = first / 64 + index;

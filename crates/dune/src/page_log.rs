@@ -27,16 +27,15 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::calls::CALL_LOG;
 use crate::host::{self, Vm as _};
-use crate::inside::{self, Clearing, Inside};
-use crate::paging::{CLEAN, ENTRIES, Flags};
+use crate::inside::{self, Clean, Clearing, Inside};
+use crate::paging::{CLEAN, Flags};
 use crate::process::thread;
 use crate::space::{self, SPACE};
 use crate::sys;
 use crate::sys::lock::Lock;
 
 const PRESENT: u64 = Flags::PRESENT.bits();
-/// Entries to a word of a bitmap.
-const CHUNK: usize = 64;
+const MARKED: Clean = Clean { of: PRESENT | CLEAN, set: PRESENT | CLEAN };
 
 /// What the monitor is asked for.
 pub(crate) mod request {
@@ -71,17 +70,7 @@ pub(crate) fn collect(inside: Inside, range: &Range<usize>, bits: &mut [u64]) {
     inside.add_under_way(range, bits);
     ask(request::TAKE_DOWN, 0..0);
     let mut marked = 0;
-    inside::for_each_table(range, |first, entries, count| {
-        let mut found = [0; ENTRIES / CHUNK];
-        match entries {
-            Some(entries) => for_unclean(entries, |index, entry| {
-                found[index / CHUNK] |= 1 << (index % CHUNK);
-                marked += mark_clean(entry);
-            }),
-            None => found = [!0; ENTRIES / CHUNK],
-        }
-        inside::or_into(bits, first, &found, count);
-    });
+    MARKED.report_others(range, bits, |_, entry| marked += mark_clean(entry));
     inside.add_under_way(range, bits);
     forget(range, marked, clearing);
 }
@@ -93,35 +82,14 @@ pub(crate) fn clear(range: &Range<usize>, among: Option<&[u64]>) {
     // What is in the logs already would only make them dirty again.
     ask(request::TAKE_DOWN, 0..0);
     let mut marked = 0;
-    inside::for_each_table(range, |first, entries, count| {
-        let Some(entries) = entries else { return };
-        let mut wanted = [!0; ENTRIES / CHUNK];
-        if let Some(among) = among {
-            wanted = [0; ENTRIES / CHUNK];
-            inside::copy_bits(&mut wanted, among, first, count);
-        }
-        for_unclean(entries, |index, entry| {
-            if wanted[index / CHUNK] >> (index % CHUNK) & 1 != 0 {
-                marked += mark_clean(entry);
-            }
-        });
-    });
+    MARKED.for_others_among(range, among, |_, entry| marked += mark_clean(entry));
     forget(range, marked, clearing);
 }
 
 /// Sets a bit of `bits` for each page of `range` that is dirty; changes nothing.
 pub(crate) fn peek(inside: Inside, range: &Range<usize>, bits: &mut [u64]) {
     ask(request::TAKE_DOWN, 0..0);
-    inside::for_each_table(range, |first, entries, count| {
-        let mut found = [0; ENTRIES / CHUNK];
-        match entries {
-            Some(entries) => {
-                for_unclean(entries, |index, _| found[index / CHUNK] |= 1 << (index % CHUNK));
-            }
-            None => found = [!0; ENTRIES / CHUNK],
-        }
-        inside::or_into(bits, first, &found, count);
-    });
+    MARKED.report_others(range, bits, |_, _| ());
     inside.add_under_way(range, bits);
 }
 
@@ -130,21 +98,6 @@ fn forget(range: &Range<usize>, marked: usize, clearing: Clearing) {
         ask(request::FORGET, range.clone());
     }
     drop(clearing);
-}
-
-/// Calls `f` with each entry that is not clean, and its index.
-fn for_unclean(entries: &[AtomicU64], mut f: impl FnMut(usize, &AtomicU64)) {
-    const BOTH: u64 = PRESENT | CLEAN;
-    for (chunk, some) in entries.chunks(CHUNK).enumerate() {
-        if some.iter().fold(BOTH, |all, entry| all & entry.load(Ordering::Relaxed)) == BOTH {
-            continue;
-        }
-        for (index, entry) in some.iter().enumerate() {
-            if entry.load(Ordering::Relaxed) & BOTH != BOTH {
-                f(chunk * CHUNK + index, entry);
-            }
-        }
-    }
 }
 
 /// Marks the entry clean if it is present; how many that is.
@@ -216,10 +169,10 @@ mod tests {
         };
         let entries: Vec<_> = (0..512).map(|n| AtomicU64::new(values(n))).collect();
         let mut found = Vec::new();
-        for_unclean(&entries, |index, _| found.push(index));
+        MARKED.for_others(&entries, |index, _| found.push(index));
         assert_eq!(found, [3, 64, 65, 200]);
         let mut marked = Vec::new();
-        for_unclean(&entries, |index, entry| {
+        MARKED.for_others(&entries, |index, entry| {
             if mark_clean(entry) == 1 {
                 marked.push(index);
             }
@@ -227,7 +180,7 @@ mod tests {
         assert_eq!(marked, [64, 200], "what is absent stays dirty");
         assert_eq!(entries[65].load(Ordering::Relaxed), CLEAN);
         found.clear();
-        for_unclean(&entries, |index, _| found.push(index));
+        MARKED.for_others(&entries, |index, _| found.push(index));
         assert_eq!(found, [3, 65]);
     }
 }

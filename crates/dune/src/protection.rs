@@ -20,8 +20,8 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::faults::{self, FaultFrame};
-use crate::inside::{self, Clearing, FlushOwed, Inside};
-use crate::paging::{ENTRIES, FLUSHED, Flags, HELD, PAGE};
+use crate::inside::{self, Clean, Clearing, FlushOwed, Inside};
+use crate::paging::{FLUSHED, Flags, HELD, PAGE};
 use crate::process::thread;
 use crate::space::{self, private};
 
@@ -55,6 +55,7 @@ const CHUNK: usize = 64;
 const PRESENT: u64 = Flags::PRESENT.bits();
 /// What a clean page's entry has not.
 const WRITTEN: u64 = Flags::WRITABLE.bits() | Flags::DIRTY.bits();
+const CLEAN: Clean = Clean { of: PRESENT | WRITTEN, set: PRESENT };
 
 /// Faults handled, by the flushes of their entries.
 static FAULTS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
@@ -106,16 +107,8 @@ pub(crate) fn collect(inside: Inside, range: &Range<usize>, bits: &mut [u64], fl
     let mut taken = Taken::begin(flushes);
     inside.add_under_way(range, bits);
     taken.withdraw(range);
-    inside::for_each_table(range, |first, entries, count| {
-        let mut found = [0; ENTRIES / CHUNK];
-        match entries {
-            Some(entries) => for_unclean(entries, |index, entry| {
-                found[index / CHUNK] |= 1 << (index % CHUNK);
-                taken.take(entry, range.start + (first + index) * PAGE as usize);
-            }),
-            None => found = [!0; ENTRIES / CHUNK],
-        }
-        inside::or_into(bits, first, &found, count);
+    CLEAN.report_others(range, bits, |page, entry| {
+        taken.take(entry, range.start + page * PAGE as usize);
     });
     inside.add_under_way(range, bits);
     taken.withdraw(range);
@@ -127,18 +120,8 @@ pub(crate) fn clear(inside: Inside, range: &Range<usize>, among: Option<&[u64]>,
     inside::split(range);
     let mut taken = Taken::begin(flushes);
     taken.withdraw(range);
-    inside::for_each_table(range, |first, entries, count| {
-        let Some(entries) = entries else { return };
-        let mut wanted = [!0; ENTRIES / CHUNK];
-        if let Some(among) = among {
-            wanted = [0; ENTRIES / CHUNK];
-            inside::copy_bits(&mut wanted, among, first, count);
-        }
-        for_unclean(entries, |index, entry| {
-            if wanted[index / CHUNK] >> (index % CHUNK) & 1 != 0 {
-                taken.take(entry, range.start + (first + index) * PAGE as usize);
-            }
-        });
+    CLEAN.for_others_among(range, among, |page, entry| {
+        taken.take(entry, range.start + page * PAGE as usize);
     });
     taken.flush(inside);
 }
@@ -146,16 +129,7 @@ pub(crate) fn clear(inside: Inside, range: &Range<usize>, among: Option<&[u64]>,
 /// Sets a bit of `bits` for each page of `range` that is dirty; changes nothing.
 pub(crate) fn peek(inside: Inside, range: &Range<usize>, bits: &mut [u64]) {
     private::peek(range, |page| bits[page / CHUNK] |= 1 << (page % CHUNK));
-    inside::for_each_table(range, |first, entries, count| {
-        let mut found = [0; ENTRIES / CHUNK];
-        match entries {
-            Some(entries) => {
-                for_unclean(entries, |index, _| found[index / CHUNK] |= 1 << (index % CHUNK));
-            }
-            None => found = [!0; ENTRIES / CHUNK],
-        }
-        inside::or_into(bits, first, &found, count);
-    });
+    CLEAN.report_others(range, bits, |_, _| ());
     inside.add_under_way(range, bits);
 }
 
@@ -174,20 +148,6 @@ pub(crate) fn mark(range: &Range<usize>) {
             });
         }
     });
-}
-
-/// Calls `f` with each entry that is not clean, and its index.
-fn for_unclean(entries: &[AtomicU64], mut f: impl FnMut(usize, &AtomicU64)) {
-    for (chunk, some) in entries.chunks(CHUNK).enumerate() {
-        let unclean =
-            |entry: &AtomicU64| (entry.load(Ordering::Relaxed) ^ PRESENT) & (PRESENT | WRITTEN);
-        if some.iter().fold(0, |all, entry| all | unclean(entry)) == 0 {
-            continue;
-        }
-        for (index, entry) in some.iter().enumerate().filter(|(_, entry)| unclean(entry) != 0) {
-            f(chunk * CHUNK + index, entry);
-        }
-    }
 }
 
 /// Rights that were taken, and whose flush is owed.

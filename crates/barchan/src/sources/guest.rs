@@ -70,27 +70,25 @@ impl Guest {
     pub(crate) fn open(source: Source) -> Result<Self, Unavailable> {
         let runtime = runtime(source)?;
         let means = Means::of(source);
-        // SAFETY: they take no arguments.
-        let started = unsafe {
-            match means {
-                Means::DirtyBits => dune_abi::OK,
-                Means::Protection(_) => (runtime.protection.start)(),
-                Means::Log => (runtime.log.start)(),
-            }
+        let start = match means {
+            Means::DirtyBits => None,
+            Means::Protection(_) => Some((
+                runtime.protection.start,
+                "beginning to handle page faults at ring 3",
+                "the program handles them itself; use guest-pte",
+            )),
+            Means::Log => Some((
+                runtime.log.start,
+                "asking the guest-mode runtime for the processor's log of written pages",
+                "it takes /dev/dune on a processor with PML, and BARCHAN_DUNE_PML=1 from the start, which \
+                 `barchan run --dune --tracker guest-pml` sets; or use guest-pte",
+            )),
         };
-        if started != dune_abi::OK {
-            let (step, remedy) = match means {
-                Means::Log => (
-                    "asking the guest-mode runtime for the processor's log of written pages",
-                    "it takes /dev/dune on a processor with PML, and BARCHAN_DUNE_PML=1 from the start, which \
-                     `barchan run --dune --tracker guest-pml` sets; or use guest-pte",
-                ),
-                _ => (
-                    "beginning to handle page faults at ring 3",
-                    "the program handles them itself; use guest-pte",
-                ),
-            };
-            return Err(unavailable(source, ErrorKind::Unsupported, step, remedy));
+        if let Some((start, step, remedy)) = start {
+            // SAFETY: it takes no arguments.
+            if unsafe { start() } != dune_abi::OK {
+                return Err(unavailable(source, ErrorKind::Unsupported, step, remedy));
+            }
         }
         // SAFETY: it takes no arguments.
         unsafe { (runtime.retain)() };
