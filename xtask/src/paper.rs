@@ -9,14 +9,11 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, bail};
 use barchan_boehm::SystemCollector;
 
-use crate::guest::Series;
-use crate::{cargo, kmod, setup};
+use crate::guest::{Host, Series};
+use crate::{cargo, guest, kmod, setup};
 
 /// What Table 6 has, and at which part of the paper's sizes: what Bochs gets through in an hour or so.
 const CASES: &[&str] = &["gcbench:1", "list:0.1", "hashmap:0.03", "xml:0.1"];
-
-/// 5 ms are 250,000 instructions at the rate of Bochs's clock, a few pages' worth: this is about 5 ms of a processor.
-const PAUSE_MS: &str = "300";
 
 /// The interface that guest mode is entered by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -109,7 +106,7 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
     test.args(["--env", &format!("CASES={cases}"), "--env", &format!("ROUNDS={}", args.rounds)]);
     test.arg("--").arg(root.join("xtask/src/guest/paper.sh"));
     if !args.micro && !args.options.iter().any(|option| option == "--pause-ms") {
-        test.args(["--pause-ms", PAUSE_MS]);
+        test.args(["--pause-ms", guest::pause_ms(Host::Bochs)]);
     }
     let status = test.args(&args.options).current_dir(&root).status();
     let status = status.context("cannot start the guest")?;
@@ -148,8 +145,8 @@ fn brought(root: &Path, micro: bool) -> anyhow::Result<Vec<(PathBuf, String)>> {
         "build/workloads/xml",
         "build/collector/stock/prefix/lib/libgc.so.1",
         "build/collector/patched/prefix/lib/libgc.so.1",
-        "build/preload",
-        "crates/barchan-cli/preload/summary.c",
+        guest::PRELOAD,
+        guest::PRELOAD_SOURCE,
     ] {
         files.push((root.join(name), format!("/barchan/{name}")));
     }

@@ -75,6 +75,24 @@ impl Collector {
         self.directory.join("shared")
     }
 
+    /// The names of the programs in [`Self::tests_dir`] that bdwgc's build declares as tests.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`]; [`ErrorKind::Missing`] if the list names no program somewhere.
+    pub fn declared_tests(&self) -> Result<Vec<String>> {
+        let list = self.tests_dir().join("CTestTestfile.cmake");
+        let text = fs::read_to_string(&list).map_err(|e| Error::io("read", &list, &e))?;
+        let name = |line: &str| {
+            let path = Path::new(line.split('"').nth(1)?);
+            Some(path.file_name()?.to_string_lossy().into_owned())
+        };
+        let declared = text.lines().filter_map(|line| line.strip_prefix("add_test("));
+        declared.map(name).collect::<Option<_>>().ok_or_else(|| {
+            let what = format!("{} declares a test without a program", list.display());
+            Error::new(ErrorKind::Missing, what)
+        })
+    }
+
     /// The hash of everything that this was built from.
     ///
     /// # Errors

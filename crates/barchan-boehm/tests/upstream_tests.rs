@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -200,17 +200,12 @@ fn tail(log: &Path) -> String {
 
 /// The names of the programs that upstream's build declares as tests.
 fn programs(collector: &Collector) -> BTreeSet<String> {
-    let list = collector.tests_dir().join("CTestTestfile.cmake");
-    let text = fs::read_to_string(&list).expect("cmake's list of tests");
-    text.lines()
-        .filter_map(|line| line.strip_prefix("add_test("))
-        .map(|line| {
-            let path = line.split('"').nth(1).expect("a quoted command");
-            let path = PathBuf::from(path);
-            assert!(path.is_file(), "{} is declared and not built", path.display());
-            path.file_name().expect("a program").to_string_lossy().into_owned()
-        })
-        .collect()
+    let names = collector.declared_tests().expect("cmake's list of tests");
+    for name in &names {
+        let path = collector.tests_dir().join(name);
+        assert!(path.is_file(), "{} is declared and not built", path.display());
+    }
+    names.into_iter().collect()
 }
 
 /// The sources that work here, best first; says why each of the others is left out.

@@ -45,7 +45,7 @@ const NEEDED: &[&str] = &[
 
 /// What 5 ms of a processor, the collector's own limit of a pause, are on an emulated one: at Bochs's clock they are 250,000
 /// instructions, a few pages' worth.
-fn pause_ms(host: Host) -> &'static str {
+pub(crate) fn pause_ms(host: Host) -> &'static str {
     match host {
         Host::Native => "5",
         Host::Tcg => "100",
@@ -89,7 +89,10 @@ pub(super) fn files() -> anyhow::Result<Vec<(PathBuf, String)>> {
     }
     files.push((root.join(PRELOAD_SOURCE), format!("/barchan/{PRELOAD_SOURCE}")));
     let tests = collector.tests_dir();
-    let programs = upstreams_programs(&tests)?;
+    let programs = collector.declared_tests().map_err(|e| anyhow::anyhow!("{e}"))?;
+    if programs.len() < 20 {
+        bail!("bdwgc's build does not declare its tests: {programs:?}");
+    }
     for name in &programs {
         files.push((tests.join(name), format!("{DIRECTORY}/bdwgc/{name}")));
     }
@@ -103,22 +106,8 @@ pub(super) fn files() -> anyhow::Result<Vec<(PathBuf, String)>> {
 }
 
 /// The object that `barchan run` preloads, and its source: there is no compiler in the guest.
-const PRELOAD: &str = "build/preload/libbarchan-summary.so";
-const PRELOAD_SOURCE: &str = "crates/barchan-cli/preload/summary.c";
-
-/// The names of the programs that bdwgc's build declares as tests.
-fn upstreams_programs(tests: &Path) -> anyhow::Result<Vec<String>> {
-    let list = tests.join("CTestTestfile.cmake");
-    let text = fs::read_to_string(&list);
-    let text = text.with_context(|| format!("cannot read {}", list.display()))?;
-    let paths = text.lines().filter_map(|line| line.strip_prefix("add_test(")?.split('"').nth(1));
-    let name = |path: &str| Some(Path::new(path).file_name()?.to_str()?.to_owned());
-    let programs: Vec<_> = paths.filter_map(name).collect();
-    if programs.len() < 20 {
-        bail!("{} does not declare bdwgc's tests: {programs:?}", list.display());
-    }
-    Ok(programs)
-}
+pub(crate) const PRELOAD: &str = "build/preload/libbarchan-summary.so";
+pub(crate) const PRELOAD_SOURCE: &str = "crates/barchan-cli/preload/summary.c";
 
 /// A directory with the list of bdwgc's programs and, for each real one, its command, what it must print, and the files
 /// that they read.

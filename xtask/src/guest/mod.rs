@@ -38,7 +38,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use crate::{cargo, setup, step};
-pub(crate) use collector::SOURCES_OVER_DUNE;
+pub(crate) use collector::{PRELOAD, PRELOAD_SOURCE, SOURCES_OVER_DUNE, pause_ms};
 pub(crate) use kernel::{Kernel, Series};
 use machine::{Machine, Run};
 use payload::{Payload, Test};

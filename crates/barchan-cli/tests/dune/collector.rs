@@ -1,7 +1,7 @@
 //! The patched collector in guest mode: its benchmark programs, and programs that Debian built.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use barchan_boehm::{Collector, Flavour, Layout};
@@ -75,20 +75,10 @@ const ABOUT_DIRTY_BITS: [&str; 2] = ["gctest", "dirtybitstest"];
 /// happens natively as well (`crates/barchan-boehm/tests/upstream_tests.rs`).
 const HEAP_BOUND: &str = "Unexpected heap growth";
 
-/// Where bdwgc's programs are, of the collector that is built.
-fn tests_dir() -> PathBuf {
+/// The collector that is built.
+fn collector() -> Collector {
     let layout = Layout::new(Layout::compiled_root()).expect("a checkout");
-    let collector = Collector::built(&layout, Flavour::PATCHED).expect("it is built");
-    collector.tests_dir()
-}
-
-/// The names of the programs that bdwgc's build declares as tests.
-fn upstreams_programs(tests: &Path) -> Vec<String> {
-    let list = std::fs::read_to_string(tests.join("CTestTestfile.cmake")).unwrap_or_default();
-    let commands =
-        list.lines().filter_map(|line| line.strip_prefix("add_test(")?.split('"').nth(1));
-    let name = |path: &str| Some(Path::new(path).file_name()?.to_str()?.to_owned());
-    commands.filter_map(name).collect()
+    Collector::built(&layout, Flavour::PATCHED).expect("it is built")
 }
 
 /// Threads are stopped by signals while handlers of protected pages run.
@@ -97,7 +87,7 @@ fn gctest_on_handlers_of_protected_pages() {
     if !built() || !available() {
         return;
     }
-    passes(&tests_dir().join("gctest"), "guest-direct", "generational", 0);
+    passes(&collector().tests_dir().join("gctest"), "guest-direct", "generational", 0);
 }
 
 #[test]
@@ -111,8 +101,8 @@ fn bdwgcs_own_programs() {
     if !built() || !available() {
         return;
     }
-    let tests = tests_dir();
-    let programs = upstreams_programs(&tests);
+    let tests = collector().tests_dir();
+    let programs = collector().declared_tests().expect("cmake's list of tests");
     assert!(programs.len() >= 20, "bdwgc's tests are missing: {programs:?}");
     for program in &programs {
         let path = tests.join(program);
