@@ -11,7 +11,9 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, bail};
 
-use crate::guest::{COLLECTOR_SECONDS, Kernel, RUNTIME, SOURCES_OVER_DUNE, Series, runtime_tests};
+use crate::guest::{
+    COLLECTOR_SECONDS, Kernel, RUNTIME, SOURCES_OVER_DUNE, Series, guest_test, runtime_tests,
+};
 use crate::{cargo, setup};
 
 /// What Bochs needs to be told: it claims bugs of a CPU, and has no means against them.
@@ -22,9 +24,6 @@ const COMMAND_LINE: &str = "no_console_suspend";
 
 /// Bochs tells a wrong size for XSAVEC, for which the kernel believes nothing of XSAVE; without XSAVEC it believes the rest.
 const WITH_XSAVE: &str = "clearcpuid=xsavec";
-
-/// This program, even if its file has been replaced since it started: a build while the tests run does that.
-pub(crate) const MYSELF: &str = "/proc/self/exe";
 
 /// `cargo xtask kmod`
 #[derive(Debug, clap::Args)]
@@ -37,7 +36,7 @@ pub(crate) struct Args {
     #[arg(long)]
     build_only: bool,
 
-    /// Also the guest tests of crates/dune, and those of the trackers guest-pte and guest-pml, over /dev/dune
+    /// Also the guest tests of crates/dune, and the oracle of each tracker of guest mode, over /dev/dune
     #[arg(long)]
     dune: bool,
 
@@ -191,7 +190,9 @@ fn boots(args: &Args, series: Series, dir: &Path) -> anyhow::Result<Vec<Boot>> {
     }
     if args.dune {
         boots.push(package("dune", &runtime_tests()));
-        boots.push(boot(trackers("guest-pte", &["oracle"])?));
+        for source in ["guest-pte", "guest-tlb", "guest-direct"] {
+            boots.push(boot(trackers(source, &["oracle"])?));
+        }
     }
     if args.dune || by_default {
         // The only tracker that is to be had over this module and nowhere else.
@@ -384,9 +385,9 @@ fn said(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
 
 /// `cargo xtask guest-test` with the module; whether it passed.
 fn run_in_guest(args: &Args, series: Series, dir: &Path, boot: &Boot) -> anyhow::Result<bool> {
-    let mut test = Command::new(MYSELF);
+    let mut test = guest_test();
     let more = if args.xsave { WITH_XSAVE } else { "" };
-    test.args(["guest-test", "--host", "bochs", "--skip-setup"]);
+    test.args(["--host", "bochs", "--skip-setup"]);
     test.args(["--append", &format!("{COMMAND_LINE} {more} {}", boot.append)]);
     test.args(["--kernel", &series.to_string(), "--cpus", &boot.cpus.to_string()]);
     match (boot.beside, series) {
@@ -445,8 +446,8 @@ const OTHER_REFUSALS: &[Refusal] = &[
 
 fn is_refused(series: Series, dir: &Path, refusal: &Refusal) -> anyhow::Result<bool> {
     let module = format!("{}:/dune.ko", dir.join("dune.ko").display());
-    let mut test = Command::new(MYSELF);
-    test.args(["guest-test", "--host", refusal.host, "--cpus", "1", "--no-kvm", "--skip-setup"])
+    let mut test = guest_test();
+    test.args(["--host", refusal.host, "--cpus", "1", "--no-kvm", "--skip-setup"])
         .args(["--kernel", &series.to_string(), "--file", &module])
         .args(refusal.more)
         .args(["--", &selftest(dir), refusal.test])

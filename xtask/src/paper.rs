@@ -4,7 +4,7 @@
 //! exactly. Everything that the command needs is built here and brought into the guest, which has no compiler.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use barchan_boehm::SystemCollector;
@@ -82,8 +82,8 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
         args.cases.iter().map(|case| workload(case)).collect::<Result<_, _>>()?
     };
     let cases = if args.micro { String::new() } else { args.cases.join(" ") };
-    let mut test = Command::new(kmod::MYSELF);
-    test.args(["guest-test", "--host", "bochs", "--skip-setup", "--memory", "2048"]);
+    let mut test = guest::guest_test();
+    test.args(["--host", "bochs", "--skip-setup", "--memory", "2048"]);
     test.args(["--kernel", &args.kernel.to_string(), "--timeout", &args.timeout.to_string()]);
     let over = match args.over {
         Over::Kvm => "kvm",

@@ -17,6 +17,11 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A wait of a moment that took longer counts as this.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
+/// What a program has to be started with in guest mode, beside its name, for this tracker to be there.
+pub(crate) fn variable_of(tracker: &str) -> Option<(&'static str, &'static str)> {
+    (tracker == Source::GuestPml.name()).then_some(("BARCHAN_DUNE_PML", "1"))
+}
+
 /// What a trial found.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct GuestMode {
@@ -121,7 +126,7 @@ pub(crate) fn probe() -> Result<ExitCode> {
                 || "real virtualization, of a kind that the processor's flags hide".to_owned(),
                 |kind| kind.name().to_owned(),
             )),
-            hardware: dune::host::kind::hardware().map(|kind| kind.name().to_owned()),
+            hardware: measured.hardware.map(|kind| kind.name().to_owned()),
             syscall_ring: Some(measured.syscall_ring),
             enter_us: Some(measured.enter_ns / 1000),
             system_call_ns: Some(measured.call_ns),

@@ -2,7 +2,8 @@
 
 mod support;
 
-use support::{End, passes, run};
+use dune::host::kind::{self, HostKind};
+use support::{End, passes, run, run_to_enter};
 
 #[test]
 fn a_system_call_has_its_result() {
@@ -48,6 +49,22 @@ fn a_second_enter_is_refused() {
         let again = unsafe { dune::enter() };
         assert_eq!(again, Err(dune::EnterError::Entered));
     });
+}
+
+#[test]
+fn the_kind_of_host_is_known_although_the_guest_has_no_virtualization() {
+    let ended = run_to_enter(|| {
+        let hardware = kind::hardware();
+        let measured = kind::measure().expect("guest mode");
+        assert_eq!(measured.hardware, hardware);
+        let paravirtual = measured.syscall_ring == 3;
+        let wanted = if paravirtual { Some(HostKind::Paravirtual) } else { hardware };
+        assert!(wanted.is_some(), "ring 0 is real, on a processor without virtualization");
+        assert_eq!(measured.kind, wanted);
+    });
+    if let Some((end, text)) = ended {
+        assert_eq!(end, End::Exit(0), "the guest said:\n{text}");
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ impl Emulator {
     pub(crate) fn start(command: &Command, log: &Path) -> anyhow::Result<Self> {
         let log = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
         let errors = log.try_clone().context("cannot duplicate a descriptor")?;
-        let mut command = bound_to_us(command);
+        let mut command = bound_to_us(command, "KILL");
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         Self::spawn(command)
     }
@@ -41,7 +41,7 @@ impl Emulator {
             .context("cannot open the other end of a pseudo-terminal")?;
         let size = rustix::termios::Winsize { ws_row: 50, ws_col: 132, ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(&terminal, size).context("cannot size a pseudo-terminal")?;
-        let mut command = bound_to_us(command);
+        let mut command = bound_to_us(command, "KILL");
         let copy = || terminal.try_clone().context("cannot duplicate a descriptor");
         command.env("TERM", "xterm").stdin(copy()?).stdout(copy()?).stderr(copy()?);
         let emulator = Self::spawn(command)?;
@@ -127,10 +127,10 @@ fn drain(terminal: String) {
     });
 }
 
-/// The same command, but killed by the kernel if we die without a chance to do it.
-fn bound_to_us(command: &Command) -> Command {
+/// The same command, but the kernel sends it `signal` if we die without a chance to end it.
+fn bound_to_us(command: &Command, signal: &str) -> Command {
     let mut bound = Command::new("setpriv");
-    bound.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+    bound.args(["--pdeathsig", signal, "--"]).arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => bound.env(name, value),
@@ -141,6 +141,15 @@ fn bound_to_us(command: &Command) -> Command {
         bound.current_dir(dir);
     }
     bound
+}
+
+/// `cargo xtask guest-test`, for its arguments: this program, even if its file has been replaced since it started (a build
+/// while the tests run does that). It is interrupted when this process ends, so it takes its emulator along.
+pub(crate) fn guest_test() -> Command {
+    let program = format!("/proc/{}/exe", std::process::id());
+    let mut command = bound_to_us(&Command::new(program), "TERM");
+    command.arg("guest-test");
+    command
 }
 
 /// An error if `program` is not to be found.

@@ -39,6 +39,7 @@ use anyhow::{Context as _, bail};
 
 use crate::{cargo, setup, step};
 pub(crate) use collector::{PRELOAD, PRELOAD_SOURCE, SOURCES_OVER_DUNE, pause_ms};
+pub(crate) use emulator::guest_test;
 pub(crate) use kernel::{Kernel, Series};
 use machine::{Machine, Run};
 use payload::{Payload, Test};

@@ -69,7 +69,7 @@ const SUITE: &[Entry] = &[
         environment: &[("BARCHAN_ORACLE_SECONDS", "10")],
         wanted: |host, series| host == Host::Tcg && series == Series::V6_12,
     },
-    // The same in guest mode, over the processor's own dirty bits.
+    // The same in guest mode: over the processor's own dirty bits, and over protection, on one kernel each.
     Entry {
         package: "barchan",
         test: "oracle",
@@ -80,6 +80,28 @@ const SUITE: &[Entry] = &[
             ("LD_PRELOAD", RUNTIME),
         ],
         wanted: |host, _| host == Host::Tcg,
+    },
+    Entry {
+        package: "barchan",
+        test: "oracle",
+        arguments: &["--nocapture", "--exact", "guest_tlb"],
+        environment: &[
+            ("BARCHAN_ORACLE_ROUNDS", "20"),
+            ("BARCHAN_TEST_SOURCES", "guest-tlb"),
+            ("LD_PRELOAD", RUNTIME),
+        ],
+        wanted: |host, series| host == Host::Tcg && series == Series::V6_1,
+    },
+    Entry {
+        package: "barchan",
+        test: "oracle",
+        arguments: &["--nocapture", "--exact", "guest_direct"],
+        environment: &[
+            ("BARCHAN_ORACLE_ROUNDS", "20"),
+            ("BARCHAN_TEST_SOURCES", "guest-direct"),
+            ("LD_PRELOAD", RUNTIME),
+        ],
+        wanted: |host, series| host == Host::Tcg && series == Series::V6_12,
     },
     // Guest mode: the runtime's own tests.
     runtime("enter", |host, _| host != Host::Native),

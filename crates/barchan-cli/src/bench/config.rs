@@ -14,6 +14,8 @@ use std::str::FromStr;
 use barchan_boehm::{Checks, Flavour, Strategy};
 use serde::{Deserialize, Serialize};
 
+use crate::guest;
+
 /// A collector to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -203,10 +205,9 @@ impl Config {
             | DirtySource::GuestPml
             | DirtySource::GuestTlb
             | DirtySource::GuestDirect => {
-                env.push(("BARCHAN_TRACKER", self.dirty.name().to_owned()));
-                if self.dirty == DirtySource::GuestPml {
-                    env.push(("BARCHAN_DUNE_PML", "1".to_owned()));
-                }
+                let name = self.dirty.name();
+                env.push(("BARCHAN_TRACKER", name.to_owned()));
+                env.extend(guest::variable_of(name).map(|(name, value)| (name, value.to_owned())));
             }
             DirtySource::None | DirtySource::Best => {}
         }

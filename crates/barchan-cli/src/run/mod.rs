@@ -20,12 +20,12 @@ use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
 use clap::builder::PossibleValuesParser;
 
 use crate::cli::{Mode, Ring, RunArgs, RunOn};
-use crate::{build, write_file};
+use crate::{build, guest, write_file};
 use record::Summary;
 
 /// What `--tracker` takes: the names of the library's sources, and `auto`.
 pub(crate) fn trackers() -> PossibleValuesParser {
-    let names = barchan::Source::ALL.map(barchan::Source::name).into_iter();
+    let names = Source::ALL.map(Source::name).into_iter();
     PossibleValuesParser::new(names.chain(["auto"]))
 }
 
@@ -128,9 +128,7 @@ fn set_environment(command: &mut Command, args: &RunArgs, library_dir: &Path, re
     }
     if let Some(tracker) = &args.tracker {
         command.env("BARCHAN_TRACKER", tracker);
-        if args.dune && tracker == Source::GuestPml.name() {
-            command.env("BARCHAN_DUNE_PML", "1");
-        }
+        command.envs(guest::variable_of(tracker).filter(|_| args.dune));
     }
 }
 

@@ -36,7 +36,8 @@ impl HostKind {
     }
 }
 
-/// What the processor says that it has.
+/// What the processor says that it has. Where virtualization is real, in guest mode the guest's processor is asked, which
+/// has none of its own as a rule.
 #[must_use]
 pub fn hardware() -> Option<HostKind> {
     // CPUID is there on every x86-64 processor.
@@ -57,6 +58,8 @@ pub struct Measured {
     /// The kind, by where SYSCALL arrives and what the processor says. `None`: it is real
     /// virtualization, and the processor's flags hide which.
     pub kind: Option<HostKind>,
+    /// What [`hardware`] said before guest mode was entered.
+    pub hardware: Option<HostKind>,
     /// The privilege level at which SYSCALL arrives.
     pub syscall_ring: u8,
     /// Entering, in nanoseconds.
@@ -76,6 +79,7 @@ pub fn measure() -> Result<Measured, crate::EnterError> {
     if threads != 1 {
         return Err(HostError { step: "measuring in a process with threads", errno }.into());
     }
+    let hardware = hardware();
     let start = Instant::now();
     // SAFETY: 1. there is one thread. 2. What runs from here on is this function and its caller, who
     // was told.
@@ -89,6 +93,6 @@ pub fn measure() -> Result<Measured, crate::EnterError> {
     }
     times.sort_unstable();
     let ring = Snapshot::current().syscall_ring.unwrap_or(3);
-    let kind = if ring == 0 { hardware() } else { Some(HostKind::Paravirtual) };
-    Ok(Measured { kind, syscall_ring: ring, enter_ns, call_ns: times[50] })
+    let kind = if ring == 0 { hardware } else { Some(HostKind::Paravirtual) };
+    Ok(Measured { kind, hardware, syscall_ring: ring, enter_ns, call_ns: times[50] })
 }
