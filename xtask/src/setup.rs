@@ -33,6 +33,8 @@ const TEST: &[Package] = &[
     ("guile-3.0", "a real program on the collector"),
     ("w3m", "a real program on the collector"),
     ("ecl", "a real program on the collector"),
+    ("nix-bin", "a real program on the collector"),
+    ("crystal", "a compiler on the collector, whose programs are on it too"),
     ("sqlite3", "a real program in guest mode"),
     ("git", "a real program in guest mode"),
     ("libpython3.11-testsuite", "CPython's own tests, in guest mode"),

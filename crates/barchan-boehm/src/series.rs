@@ -28,6 +28,7 @@ pub const CHOICES: &[&str] = &[
     "walks",
     "room",
     "populate",
+    "requested",
 ];
 
 /// How exactly a patch must fit.

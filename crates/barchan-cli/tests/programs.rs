@@ -1,4 +1,5 @@
-//! Programs that Debian built, run unmodified under the patched collector: guile, ecl and w3m.
+//! Programs that Debian built, run unmodified under the patched collector: guile, ecl, w3m, nix and crystal; and one that
+//! crystal compiles.
 //!
 //! Each runs real work in every mode and must print, byte for byte, what it prints under the
 //! distribution's own collector. That it was the patched collector that ran is checked by what the
@@ -66,11 +67,15 @@ impl Subject {
             println!("SKIPPED: {name} is not installed (apt-get install {package})");
             return None;
         };
+        Self::of(name, program, tempfile::tempdir().expect("a temporary directory"))
+    }
+
+    /// Says why the test of this program is skipped, if it is.
+    fn of(name: &str, program: PathBuf, scratch: TempDir) -> Option<Self> {
         if let Err(why) = SystemCollector::find() {
             println!("SKIPPED: {name}: nothing to compare with: {why}");
             return None;
         }
-        let scratch = tempfile::tempdir().expect("a temporary directory");
         let subject = Self { program, arguments: Vec::new(), environment: Vec::new(), scratch };
         if !subject.linker_says(None).contains("libgc.so.1") {
             println!("SKIPPED: this {name} does not use libgc.so.1");
@@ -102,7 +107,10 @@ impl Subject {
         let mut command = starter;
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
-            if ["GC_", "BARCHAN_", "GUILE_", "ECL", "LD_"].iter().any(|own| text.starts_with(own)) {
+            if ["GC_", "BARCHAN_", "GUILE_", "ECL", "NIX_", "CRYSTAL_", "LD_"]
+                .iter()
+                .any(|own| text.starts_with(own))
+            {
                 command.env_remove(&name);
             }
         }
@@ -256,6 +264,50 @@ fn ecl_runs_the_same() {
     let file = subject.file("lines.txt", &text());
     let subject = subject.env("HEAP_FILE", file);
     subject.arg("--norc").arg("--shell").arg(script("heap.lisp")).compare();
+}
+
+fn nix() -> Option<Subject> {
+    let subject = Subject::find("nix-instantiate", "nix-bin")?;
+    let subject = subject.arg("--store").arg("dummy://").arg("--eval").arg("--strict");
+    Some(subject.arg("--json").arg(script("heap.nix")))
+}
+
+/// Nix asks for a quarter of the memory, up to 384 MiB, before it begins.
+#[test]
+fn nix_evaluates_the_same() {
+    let _alone = alone();
+    let Some(subject) = nix() else { return };
+    subject.compare();
+}
+
+#[test]
+fn nix_evaluates_the_same_in_a_small_heap() {
+    let _alone = alone();
+    let Some(subject) = nix() else { return };
+    subject.env("GC_INITIAL_HEAP_SIZE", "16m").compare();
+}
+
+/// The compiler goes through its standard library.
+#[test]
+fn crystal_compiles_the_same() {
+    let _alone = alone();
+    let Some(subject) = Subject::find("crystal", "crystal") else { return };
+    subject.arg("tool").arg("hierarchy").arg(script("heap.cr")).compare();
+}
+
+/// Fibers: the collector is told of their stacks.
+#[test]
+fn what_crystal_compiled_runs_the_same() {
+    let _alone = alone();
+    let Some(compiler) = Subject::find("crystal", "crystal") else { return };
+    let program = compiler.scratch.path().join("heap");
+    let compiler = compiler.arg("build").arg("--no-debug").arg("-o").arg(&program);
+    let compiler = compiler.arg(script("heap.cr"));
+    if let Err(why) = compiler.run(None, &[]) {
+        panic!("crystal does not compile, under the system's collector: {why}");
+    }
+    let Some(subject) = Subject::of("program", program, compiler.scratch) else { return };
+    subject.compare();
 }
 
 #[test]
