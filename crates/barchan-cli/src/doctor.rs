@@ -116,7 +116,7 @@ fn try_out(source: Source) -> SourceState {
             match error {
                 OpenError::Unavailable(why) => {
                     let errno = why.errno.map_or_else(
-                        || " came out wrong".to_owned(),
+                        || ", without success".to_owned(),
                         |errno| format!(" failed with {errno}"),
                     );
                     state.why = Some(format!("{}{errno}", why.step));
