@@ -7,7 +7,7 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dune::PAGE_SIZE as PAGE;
-use support::{End, passes, run, run_to_enter};
+use support::{End, ended_well, passes, run, run_to_enter};
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -357,9 +357,7 @@ fn small_new_memory_has_its_pages_where_tables_are_shadowed() {
             assert_eq!(resident(map(64 * PAGE), 64), 0, "somebody else may make them");
         }
     });
-    if let Some((end, text)) = ended {
-        assert_eq!(end, End::Exit(0), "the guest said:\n{text}");
-    }
+    ended_well(ended);
 }
 
 /// Big new memory that is written to from its beginning on comes with its pages there: few faults, and at no time
@@ -425,7 +423,5 @@ fn big_new_memory_gets_the_pages_that_it_needs() {
             assert_eq!(start.add(33 * PAGE).read_volatile(), 0);
         }
     });
-    if let Some((end, text)) = ended {
-        assert_eq!(end, End::Exit(0), "the guest said:\n{text}");
-    }
+    ended_well(ended);
 }

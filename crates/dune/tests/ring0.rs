@@ -13,7 +13,7 @@ use dune::host::kind;
 use dune::inside::Inside;
 use dune::paging::Flags;
 use dune::{EnterError, PAGE_SIZE as PAGE, Ring};
-use support::{End, install, run_to_enter};
+use support::{End, ended_well, install, run_to_enter};
 
 /// Runs `body` at ring 0 in a child; `None`: there is none here, and the reason is printed.
 fn run(body: impl FnOnce()) -> Option<(End, String)> {
@@ -29,9 +29,7 @@ fn run(body: impl FnOnce()) -> Option<(End, String)> {
 }
 
 fn passes(body: impl FnOnce()) {
-    if let Some((end, text)) = run(body) {
-        assert_eq!(end, End::Exit(0), "the guest said:\n{text}");
-    }
+    ended_well(run(body));
 }
 
 /// The privilege level that the CPU is at.

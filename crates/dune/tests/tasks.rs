@@ -6,7 +6,7 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 
-use support::{End, end, passes, run};
+use support::{End, end, ended_well, passes, run};
 
 #[test]
 fn threads_share_memory_and_have_their_own_thread_storage() {
@@ -291,7 +291,5 @@ fn the_list_of_descriptors_is_the_programs_own() {
         // Other directories have numbers too.
         assert!(std::fs::read_dir("/proc/self/task").expect("a directory").count() > 0);
     });
-    if let Some((end, text)) = ended {
-        assert_eq!(end, End::Exit(0), "the guest said:\n{text}");
-    }
+    ended_well(ended);
 }

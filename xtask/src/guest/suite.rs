@@ -37,6 +37,22 @@ const fn at_ring_0(test: &'static str, wanted: fn(Host, Series) -> bool) -> Entr
     Entry { environment: &[("BARCHAN_DUNE_RING", "0")], ..entry }
 }
 
+/// The oracle of the trackers of `crates/barchan`.
+const fn oracle(
+    arguments: &'static [&'static str],
+    environment: &'static [(&'static str, &'static str)],
+    wanted: fn(Host, Series) -> bool,
+) -> Entry {
+    Entry { package: "barchan", test: "oracle", arguments, environment, wanted }
+}
+
+/// For the oracle of the trackers that protect pages.
+const IN_GUEST_MODE: &[(&str, &str)] = &[
+    ("BARCHAN_ORACLE_ROUNDS", "20"),
+    ("BARCHAN_TEST_SOURCES", "guest-tlb,guest-direct"),
+    ("LD_PRELOAD", RUNTIME),
+];
+
 /// The suite, but for the probe, which begins it.
 const SUITE: &[Entry] = &[
     // Debian's kernels have soft-dirty bits, which the kernels of many clouds lack; and 6.1 shows
@@ -55,54 +71,32 @@ const SUITE: &[Entry] = &[
         environment: &[],
         wanted: |host, _| host == Host::Tcg,
     },
-    Entry {
-        package: "barchan",
-        test: "oracle",
-        arguments: &["--nocapture", "--exact", "soft_dirty"],
-        environment: &[("BARCHAN_ORACLE_SECONDS", "10")],
-        wanted: |host, _| host == Host::Tcg,
-    },
-    Entry {
-        package: "barchan",
-        test: "oracle",
-        arguments: &["--nocapture", "--exact", "pagemap_scan"],
-        environment: &[("BARCHAN_ORACLE_SECONDS", "10")],
-        wanted: |host, series| host == Host::Tcg && series == Series::V6_12,
-    },
+    oracle(
+        &["--nocapture", "--exact", "soft_dirty"],
+        &[("BARCHAN_ORACLE_SECONDS", "10")],
+        |host, _| host == Host::Tcg,
+    ),
+    oracle(
+        &["--nocapture", "--exact", "pagemap_scan"],
+        &[("BARCHAN_ORACLE_SECONDS", "10")],
+        |host, series| host == Host::Tcg && series == Series::V6_12,
+    ),
     // The same in guest mode: over the processor's own dirty bits, and over protection, on one kernel each.
-    Entry {
-        package: "barchan",
-        test: "oracle",
-        arguments: &["--nocapture", "--exact", "guest_pte"],
-        environment: &[
+    oracle(
+        &["--nocapture", "--exact", "guest_pte"],
+        &[
             ("BARCHAN_ORACLE_ROUNDS", "60"),
             ("BARCHAN_TEST_SOURCES", "guest-pte"),
             ("LD_PRELOAD", RUNTIME),
         ],
-        wanted: |host, _| host == Host::Tcg,
-    },
-    Entry {
-        package: "barchan",
-        test: "oracle",
-        arguments: &["--nocapture", "--exact", "guest_tlb"],
-        environment: &[
-            ("BARCHAN_ORACLE_ROUNDS", "20"),
-            ("BARCHAN_TEST_SOURCES", "guest-tlb"),
-            ("LD_PRELOAD", RUNTIME),
-        ],
-        wanted: |host, series| host == Host::Tcg && series == Series::V6_1,
-    },
-    Entry {
-        package: "barchan",
-        test: "oracle",
-        arguments: &["--nocapture", "--exact", "guest_direct"],
-        environment: &[
-            ("BARCHAN_ORACLE_ROUNDS", "20"),
-            ("BARCHAN_TEST_SOURCES", "guest-direct"),
-            ("LD_PRELOAD", RUNTIME),
-        ],
-        wanted: |host, series| host == Host::Tcg && series == Series::V6_12,
-    },
+        |host, _| host == Host::Tcg,
+    ),
+    oracle(&["--nocapture", "--exact", "guest_tlb"], IN_GUEST_MODE, |host, series| {
+        host == Host::Tcg && series == Series::V6_1
+    }),
+    oracle(&["--nocapture", "--exact", "guest_direct"], IN_GUEST_MODE, |host, series| {
+        host == Host::Tcg && series == Series::V6_12
+    }),
     // Guest mode: the runtime's own tests.
     runtime("enter", |host, _| host != Host::Native),
     runtime("faults", |host, _| host == Host::Tcg),

@@ -188,11 +188,17 @@ fn run_in_child(body: impl FnOnce()) -> (End, String) {
     (end(status), reader.join().expect("the reader ends"))
 }
 
-/// Runs `body` in guest mode, and expects it to return.
-pub(crate) fn passes(body: impl FnOnce()) {
-    if let Some((end, text)) = run(body) {
+/// Expects that the body of a [`run`] has returned, if it was run.
+#[track_caller]
+pub(crate) fn ended_well(ended: Option<(End, String)>) {
+    if let Some((end, text)) = ended {
         assert_eq!(end, End::Exit(0), "the guest said:\n{text}");
     }
+}
+
+/// Runs `body` in guest mode, and expects it to return.
+pub(crate) fn passes(body: impl FnOnce()) {
+    ended_well(run(body));
 }
 
 /// A signal handler with SA_SIGINFO.
