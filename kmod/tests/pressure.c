@@ -353,6 +353,11 @@ static void pages_may_be_moved_together(void)
 	int round, i, moved = 0;
 	pthread_t thread;
 
+	/*
+	 * The holes go back to the zone at once: otherwise the stock of this CPU, which compaction does
+	 * not look into, may take all of them, and there is no place to move a page to.
+	 */
+	put("/proc/sys/vm", "percpu_pagelist_high_fraction", "1000000");
 	madvise(area, APART * MOVABLE * PAGE, MADV_NOHUGEPAGE);
 	for (i = 0; i < APART * MOVABLE; i++)
 		area[i * PAGE] = 0;
@@ -375,12 +380,13 @@ static void pages_may_be_moved_together(void)
 		moved += changed_places(area, places);
 		wait_for_progress(&r->done);
 	}
+	put("/proc/sys/vm", "percpu_pagelist_high_fraction", "0");
 	r->stop = 1;
 	check(!pthread_join(thread, NULL));
 	printf("# %d pages moved\n", moved);
 	for (i = 0; i < MOVABLE; i++)
 		check_eq(*(uint64_t *)(area + APART * i * PAGE), r->done);
-	check(moved >= 32);
+	check(moved >= MOVABLE / 8);
 }
 
 #define THREADS	6
