@@ -425,3 +425,59 @@ fn big_new_memory_gets_the_pages_that_it_needs() {
     });
     ended_well(ended);
 }
+
+/// What a new userfaultfd with these flags says to these features: 0, an error's number, or -1 if none is given.
+fn features_are_answered(flags: i32, features: u64) -> i32 {
+    #[repr(C)]
+    struct Api {
+        api: u64,
+        features: u64,
+        ioctls: u64,
+    }
+    let mut api = Api { api: 0xaa, features, ioctls: 0 };
+    // SAFETY: a descriptor of ours, closed again, and the structure that UFFDIO_API takes.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_userfaultfd, flags | libc::O_CLOEXEC) as i32;
+        if fd < 0 {
+            return -1;
+        }
+        let done = libc::ioctl(fd, 0xc018_aa3f, &raw mut api);
+        let answer = if done == 0 { 0 } else { *libc::__errno_location() };
+        assert_eq!(libc::close(fd), 0);
+        answer
+    }
+}
+
+/// The kernel makes the pages of a guest, so who answers faults of user mode only would not be asked, and the
+/// thread would never go on.
+#[test]
+fn userfaultfd_for_user_mode_only_answers_no_faults() {
+    const USER_MODE_ONLY: i32 = 1;
+    const ANSWERED: [u64; 2] = [0, 1]; // missing pages; and write-protected ones
+    const ASYNC: u64 = 1 << 15;
+    let all_features = [ANSWERED[0], ANSWERED[1], ASYNC];
+    let natively = |flags| all_features.map(|features| features_are_answered(flags, features));
+    let (all, user_only) = (natively(0), natively(USER_MODE_ONLY));
+    if user_only[0] != 0 {
+        println!("skipped: no userfaultfd here ({user_only:?})");
+        return;
+    }
+    passes(|| {
+        for _ in 0..2 {
+            for features in ANSWERED {
+                assert_eq!(
+                    features_are_answered(USER_MODE_ONLY, features),
+                    libc::EINVAL,
+                    "{features:#x}"
+                );
+            }
+            assert_eq!(
+                features_are_answered(USER_MODE_ONLY, ASYNC),
+                user_only[2],
+                "nobody is asked"
+            );
+            // The same descriptor's number.
+            assert_eq!(natively(0), all, "the kernel's faults too");
+        }
+    });
+}

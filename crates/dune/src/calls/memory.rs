@@ -13,8 +13,6 @@ use crate::sys;
 
 const EINVAL: i64 = -(libc::EINVAL as i64);
 const ENOMEM: i64 = -(libc::ENOMEM as i64);
-/// `USERFAULTFD_IOC_NEW`: how `/dev/userfaultfd` gives a descriptor.
-pub(super) const NEW_USERFAULTFD: u64 = 0xaa00;
 
 pub(super) fn make(nr: i64, a: [u64; 6]) -> i64 {
     // SAFETY: the program asked for it, and it does not touch the arena: `touches_arena`. None of

@@ -7,6 +7,7 @@
 //! | [`program_break`] | brk | it moves in small steps |
 //! | [`tasks`] | clone, fork, exit, … | a thread needs a CPU, a child a machine |
 //! | [`descriptors`] | close, close_range, dup2, … | the monitor's descriptors must stay |
+//! | [`user_faults`] | userfaultfd | a guest's faults are the kernel's |
 //! | [`state`] | arch_prctl, rseq, seccomp, … | they are about registers, or about the wrong thread |
 //! | [`written`] | all | what the kernel writes is dirty |
 //! | `signals` | rt_sigaction, rt_sigreturn, sigaltstack | handlers are called by the monitor |
@@ -16,12 +17,12 @@ mod memory;
 pub(crate) mod program_break;
 mod state;
 mod tasks;
+mod user_faults;
 pub(crate) mod written;
 
 use crate::page_log;
 use crate::process::run::{Guest, Outcome};
 use crate::signals::{actions, deliver};
-use crate::space::SPACE;
 use crate::sys;
 
 /// Calls of the monitor's own, with numbers that Linux does not have: whether the thread is in guest mode,
@@ -52,11 +53,6 @@ pub(crate) fn dispatch(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
         _ => {}
     }
     let a = if nr as i64 == libc::SYS_madvise { memory::advice(a) } else { a };
-    if nr as i64 == libc::SYS_userfaultfd
-        || nr as i64 == libc::SYS_ioctl && a[1] == memory::NEW_USERFAULTFD
-    {
-        SPACE.lock().leave_pages();
-    }
     let record = &guest.thread.under_way;
     let pending = written::before(record, nr, &a);
     let outcome = make(guest, nr, a);
@@ -86,6 +82,14 @@ fn make(guest: &mut Guest<'_>, nr: u64, a: [u64; 6]) -> Outcome {
         nr if descriptors::on_ours(nr, a) => -i64::from(libc::EBADF),
         libc::SYS_close_range => descriptors::close_range(guest, a),
         libc::SYS_getdents64 => descriptors::getdents64(guest, a),
+
+        libc::SYS_userfaultfd => user_faults::open(guest, nr, a, a[0]),
+        libc::SYS_ioctl if a[1] as u32 == user_faults::NEW => user_faults::open(guest, nr, a, a[2]),
+        libc::SYS_ioctl
+            if a[1] as u32 == user_faults::API && user_faults::is_refused(a[0], a[2]) =>
+        {
+            -i64::from(libc::EINVAL)
+        }
 
         libc::SYS_rt_sigaction => actions::sigaction(guest.process(), a[0], a[1], a[2], a[3]),
         libc::SYS_rt_sigreturn => {
