@@ -29,7 +29,7 @@ pub(crate) fn command(layout: &Layout, args: &BuildArgs) -> Result<ExitCode> {
 }
 
 fn progress(line: &str) {
-    eprintln!("{line}");
+    crate::note(format_args!("{line}"));
 }
 
 fn build_part(layout: &Layout, part: Part, assertions: bool) -> Result<()> {

@@ -114,7 +114,7 @@ dynamically linked. With --tracker too it runs there on the collector, in the mo
 --dune alone its collector, if it has one, is left as it is. Without --dune the program must load
 libgc.so.1 dynamically. Its own output is left alone: the summary goes to standard error when it ends,
 by whatever means. Other variables of the collector pass through; docs/tuning.md says which mode is
-for whom. The exit code is the program's, 128 + N if signal N ended it, 127 if it could not be started.")]
+for whom. The exit code is the program's, 128 + N if signal N ended it, 127 if it was not found, 126 if it could not be started.")]
 pub(crate) struct RunArgs {
     /// Source of dirty bits; auto: the best this machine has [default: auto]
     #[arg(long, value_name = "TRACKER", value_parser = crate::run::trackers())]
@@ -166,9 +166,25 @@ pub(crate) enum Ring {
 }
 
 impl RunArgs {
-    /// What says how the collector is to run, where guest mode leaves the program its own; clap cannot say
-    /// that these need a third.
+    /// Options that would have no effect beside each other, which clap cannot tell.
     pub(crate) fn conflict(&self) -> Option<String> {
+        self.left_alone().or_else(|| {
+            if self.pause_ms.is_some() && self.mode() != Mode::Incremental {
+                return Some("--pause-ms needs --mode incremental".to_owned());
+            }
+            let tracker = self.tracker.as_deref().filter(|name| *name != "auto")?;
+            if self.collector() != RunOn::Barchan {
+                return Some(format!(
+                    "--tracker {tracker} needs the patched collector, not another by --collector"
+                ));
+            }
+            (self.mode() == Mode::Full)
+                .then(|| format!("--tracker {tracker} has no effect with --mode full"))
+        })
+    }
+
+    /// What says how the collector is to run, where guest mode leaves the program its own.
+    fn left_alone(&self) -> Option<String> {
         let given = [
             ("--mode", self.mode.is_some()),
             ("--pause-ms", self.pause_ms.is_some()),

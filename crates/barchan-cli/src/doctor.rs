@@ -74,9 +74,9 @@ pub(crate) fn command(layout: Option<&Layout>, args: &DoctorArgs) -> Result<Exit
     if args.json {
         let text = serde_json::to_string_pretty(&diagnosis)
             .map_err(|e| Error::new(ErrorKind::BadResult, format!("cannot write JSON: {e}")))?;
-        println!("{text}");
+        crate::print(&(text + "\n"))?;
     } else {
-        print!("{}", render(&diagnosis));
+        crate::print(&render(&diagnosis))?;
     }
     Ok(ExitCode::SUCCESS)
 }

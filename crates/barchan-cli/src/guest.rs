@@ -82,7 +82,7 @@ pub(crate) fn probe_source() -> Result<ExitCode> {
 pub(crate) fn print_json(found: &impl Serialize) -> Result<ExitCode> {
     let text = serde_json::to_string(found)
         .map_err(|e| Error::new(ErrorKind::BadResult, format!("cannot write JSON: {e}")))?;
-    println!("{text}");
+    crate::print(&(text + "\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 

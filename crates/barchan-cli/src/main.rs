@@ -26,9 +26,10 @@ mod machine;
 mod report;
 mod run;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use barchan_boehm::{Error, Layout, Result};
+use barchan_boehm::{Error, ErrorKind, Layout, Result};
 use clap::{CommandFactory as _, Parser as _};
 
 use cli::{BenchCommand, Cli, Command};
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     match dispatch(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error}");
+            note(format_args!("error: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -70,6 +71,28 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::PaperProbe(args) => bench::paper::probe(&args),
         Command::SourceProbe => guest::probe_source(),
     }
+}
+
+/// Prints a result.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // The reader has seen enough.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(e) => Err(Error::new(ErrorKind::Io, format!("cannot write to standard output: {e}"))),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Says a line on standard error. What cannot be said there cannot be said.
+fn note(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Fails if `path`, which is to be written when much work is done, cannot be; makes it if it is not there.
+fn require_writable(path: &std::path::Path) -> Result<()> {
+    let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
+    opened.map(drop).map_err(|e| Error::io("write", path, &e))
 }
 
 /// Writes text to a file that the user named.

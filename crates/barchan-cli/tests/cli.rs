@@ -1,7 +1,8 @@
 //! The command from outside: exit codes, messages, files.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Once;
 
 use serde_json::Value;
@@ -63,6 +64,9 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_possible() {
         (&["run", "--dune", "--mode", "full", "--", "true"], "cannot be used with --dune unless"),
         (&["run", "--dune", "--markers", "2", "--", "true"], "cannot be used with --dune unless"),
         (&["run", "--markers", "0", "--", "true"], "not in 1..=16"),
+        (&["run", "--pause-ms", "3", "--", "true"], "--pause-ms needs --mode incremental"),
+        (&["run", "--mode", "full", "--tracker", "mprotect", "--", "true"], "has no effect"),
+        (&["run", "--collector", "pinned", "--tracker", "mprotect", "--", "true"], "the patched"),
         (&["run", "--ring", "0", "--", "true"], "--dune"),
         (&["run", "--dune", "--ring", "1", "--", "true"], "possible values: 0, 3"),
         (&["build", "--only", "nope"], "possible values: stock"),
@@ -120,6 +124,13 @@ fn failures_are_exit_code_1_and_say_what_to_do() {
     let output = barchan(&["report", "/nonexistent.json"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("cannot read /nonexistent.json"), "{}", stderr(&output));
+
+    // Before anything is measured.
+    for option in ["--json", "--html"] {
+        let output = barchan(&["bench", "--no-build", "--quick", option, "/nonexistent/x"]);
+        assert_eq!(output.status.code(), Some(1), "{option}");
+        assert!(stderr(&output).ends_with("directory (os error 2)\n"), "{}", stderr(&output));
+    }
 
     for (content, wanted) in
         [("x", "expected value"), ("{}", "names no format"), ("{\"format\":99}", "format 99")]
@@ -306,6 +317,44 @@ fn run_sums_up_whatever_way_the_program_ends() {
 }
 
 #[test]
+fn a_signal_to_end_the_command_ends_the_program_and_is_summed_up() {
+    build_pinned();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_barchan"))
+        .args(["run", "--collector=pinned", "--", "/bin/sh", "-c", "echo $$; exec sleep 600"])
+        .env_remove("BARCHAN_ROOT")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command starts");
+    let mut pid = String::new();
+    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut pid).expect("a line");
+    let killed = Command::new("kill").arg(child.id().to_string()).status().expect("kill starts");
+    assert!(killed.success());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(128 + 15), "{}", stderr(&output));
+    assert!(stderr(&output).contains("/bin/sh ended with signal: 15"), "{}", stderr(&output));
+    assert!(!Path::new("/proc").join(pid.trim()).exists(), "the program is left");
+}
+
+#[test]
+fn what_cannot_be_said_is_no_panic_and_leaves_the_exit_code() {
+    let full = || std::fs::File::create("/dev/full").expect("a device");
+    let command = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_barchan"));
+        command.args(args).env_remove("BARCHAN_ROOT");
+        command
+    };
+    let output = command(&["report", &fixture()]).stdout(full()).output().expect("it starts");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("cannot write to standard output"), "{}", stderr(&output));
+
+    build_pinned();
+    let run = ["run", "--collector=pinned", "--", "/bin/sh", "-c", "exit 5"];
+    let output = command(&run).stderr(full()).output().expect("it starts");
+    assert_eq!(output.status.code(), Some(5));
+}
+
+#[test]
 fn a_forked_child_has_a_record_of_its_own() {
     let (code, text, stats) = run_program("full", "fork");
     assert_eq!(code, Some(0), "{text}");
@@ -333,6 +382,8 @@ fn run_of_a_program_without_a_collector_says_so() {
     let output = barchan(&["run", "--collector=pinned", "--", "/nonexistent/program"]);
     assert_eq!(output.status.code(), Some(127));
     assert!(stderr(&output).contains("cannot start /nonexistent/program"));
+    let output = barchan(&["run", "--collector=pinned", "--", env!("CARGO_MANIFEST_DIR")]);
+    assert_eq!(output.status.code(), Some(126), "a directory: {}", stderr(&output));
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub(crate) mod vary;
 pub(crate) mod workload;
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant, SystemTime};
 use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
 
 use crate::cli::BenchArgs;
-use crate::{build, machine::Machine, report, write_file};
+use crate::{build, machine::Machine, note, report, require_writable, write_file};
 use config::{Collector, Config, Mode};
 use model::{CollectorInfo, ConfigInfo, Outcome, Report, Run, WorkloadInfo};
 use preflight::Ready;
@@ -161,13 +161,14 @@ pub(crate) fn command(layout: &Layout, args: &BenchArgs) -> Result<ExitCode> {
     }
     let candidates = Candidate::all(layout, &plan);
     if args.list {
-        list(&plan, &candidates);
+        crate::print(&list(&plan, &candidates))?;
         return Ok(ExitCode::SUCCESS);
     }
     require_one(&candidates, "none of the configurations can be run here")?;
+    let files = Files::new(layout, args.runs.json.as_deref(), args.html.as_deref(), "report.html")?;
     let stop = stop_on_interrupt()?;
     let report = measure(layout, plan.command(args), &plan, &candidates, &stop);
-    publish(layout, args, &report)
+    publish(&files, &report)
 }
 
 /// Fails with `what`, and the reason of each, if none of the candidates can be run here.
@@ -210,21 +211,23 @@ fn build_needed(layout: &Layout, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-fn list(plan: &Plan, candidates: &[Candidate]) {
-    println!("Workloads:");
+fn list(plan: &Plan, candidates: &[Candidate]) -> String {
+    let mut out = "Workloads:\n".to_owned();
     for workload in &plan.workloads {
         let why = workload.unavailable().map(|why| format!(" (not available: {why})"));
-        println!("  {:<16} {}{}", workload.name, workload.title, why.unwrap_or_default());
+        let why = why.unwrap_or_default();
+        out.push_str(&format!("  {:<16} {}{why}\n", workload.name, workload.title));
     }
-    println!("\nConfigurations:");
+    out.push_str("\nConfigurations:\n");
     for candidate in candidates {
         let state = match &candidate.ready {
             Ok(Ready { reported_source: Some(source), .. }) => format!("ready (reports {source})"),
             Ok(_) => "ready".to_owned(),
             Err(why) => format!("not available: {why}"),
         };
-        println!("  {:<34} {state}", candidate.name());
+        out.push_str(&format!("  {:<34} {state}\n", candidate.name()));
     }
+    out
 }
 
 /// All rounds.
@@ -401,22 +404,54 @@ fn stamp(layout: &Layout, flavour: Flavour) -> Option<String> {
     Some(stamp.chars().take(12).collect())
 }
 
-/// Prints the table and writes the files; fails if a run failed or results disagree.
-fn publish(layout: &Layout, args: &BenchArgs, measured: &Report) -> Result<ExitCode> {
-    print!("{}", report::table::render(measured));
-    if let Some(path) = &args.runs.json {
-        write_file(path, &measured.to_json()?)?;
-        eprintln!("measurements: {}", path.display());
-    }
-    let html: PathBuf = args.html.clone().unwrap_or_else(|| layout.build().join("report.html"));
-    write_file(&html, &report::html::render(measured))?;
-    eprintln!("report: {}", html.display());
-
+/// Writes the files and prints the table; fails if a run failed or results disagree.
+fn publish(files: &Files<'_>, measured: &Report) -> Result<ExitCode> {
+    files.write(measured.to_json(), &report::html::render(measured))?;
+    crate::print(&report::table::render(measured))?;
     if measured.interrupted {
-        eprintln!("interrupted: {} runs had been made", measured.runs.len());
+        note(format_args!("interrupted: {} runs had been made", measured.runs.len()));
         return Ok(ExitCode::from(INTERRUPTED));
     }
     judge(measured).map(|()| ExitCode::SUCCESS)
+}
+
+/// Where results go; that it can be written is known before anything is measured.
+struct Files<'a> {
+    json: Option<&'a Path>,
+    html: PathBuf,
+}
+
+impl<'a> Files<'a> {
+    fn new(
+        layout: &Layout,
+        json: Option<&'a Path>,
+        html: Option<&Path>,
+        default_html: &str,
+    ) -> Result<Self> {
+        let html = match html {
+            Some(path) => path.to_owned(),
+            None => {
+                let dir = layout.build();
+                std::fs::create_dir_all(&dir).map_err(|e| Error::io("create", &dir, &e))?;
+                dir.join(default_html)
+            }
+        };
+        json.map_or(Ok(()), require_writable)?;
+        require_writable(&html)?;
+        Ok(Self { json, html })
+    }
+
+    /// Writes what was measured, and the page that shows it; either, if the other fails.
+    fn write(&self, json: Result<String>, page: &str) -> Result<()> {
+        let measurements = self.json.map_or(Ok(()), |path| {
+            write_file(path, &json?)?;
+            note(format_args!("measurements: {}", path.display()));
+            Ok(())
+        });
+        write_file(&self.html, page)?;
+        note(format_args!("report: {}", self.html.display()));
+        measurements
+    }
 }
 
 /// Fails if a run failed or results disagree.

@@ -51,7 +51,7 @@ impl Progress {
                 bar.set_prefix(eta);
                 bar.set_message(what.to_owned());
             }
-            None => eprintln!("[{}/{}] {what}  ({eta})", self.done + 1, self.total),
+            None => crate::note(format_args!("[{}/{}] {what}  ({eta})", self.done + 1, self.total)),
         }
     }
 
@@ -75,8 +75,8 @@ impl Progress {
     /// Says something that has to stay on the screen.
     pub(crate) fn say(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| crate::note(format_args!("{line}"))),
+            None => crate::note(format_args!("{line}")),
         }
     }
 

@@ -19,7 +19,7 @@ use barchan_boehm::Result;
 
 use crate::bench::model::Any;
 use crate::cli::ReportArgs;
-use crate::write_file;
+use crate::{note, write_file};
 
 /// Runs the subcommand.
 pub(crate) fn command(args: &ReportArgs) -> Result<ExitCode> {
@@ -27,14 +27,14 @@ pub(crate) fn command(args: &ReportArgs) -> Result<ExitCode> {
         Any::Plain(report) => (table::render(&report), html::render(&report)),
         Any::Paper(report) => (paper::render(&report), paper_html::render(&report)),
     };
-    print!("{text}");
+    crate::print(&text)?;
     if let Some(path) = &args.html {
         write_file(path, &page)?;
-        eprintln!("report: {}", path.display());
+        note(format_args!("report: {}", path.display()));
     }
     if let Some(dir) = &args.figures {
         let count = figures::write(&page, dir)?;
-        eprintln!("figures: {count} in {}", dir.display());
+        note(format_args!("figures: {count} in {}", dir.display()));
     }
     Ok(ExitCode::SUCCESS)
 }

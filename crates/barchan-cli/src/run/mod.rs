@@ -4,6 +4,7 @@
 //! collector's own variables. A small object is preloaded that notes the collector's events
 //! in files (`preload/summary.c`); it is read when the program has ended, by whatever means.
 
+mod attend;
 pub(crate) mod dune;
 pub(crate) mod record;
 
@@ -11,8 +12,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use ::dune::stats::Snapshot;
 use barchan::Source;
@@ -20,7 +19,8 @@ use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
 use clap::builder::PossibleValuesParser;
 
 use crate::cli::{Mode, Ring, RunArgs, RunOn};
-use crate::{build, guest, write_file};
+use crate::{build, guest, note, require_writable, write_file};
+use attend::Attendant;
 use record::Summary;
 
 /// What `--tracker` takes: the names of the library's sources, and `auto`.
@@ -29,8 +29,9 @@ pub(crate) fn trackers() -> PossibleValuesParser {
     PossibleValuesParser::new(names.chain(["auto"]))
 }
 
-/// Exit code for a program that could not be started, as shells have it.
-const NOT_STARTED: u8 = 127;
+/// Exit codes for a program that could not be started, as shells have them.
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
 
 /// Runs the subcommand.
 pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
@@ -42,14 +43,9 @@ pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
         return Err(Error::new(ErrorKind::Missing, "no program given")); // clap requires one
     };
 
-    // A ^C is for the program; this process stays to sum up. Handlers, unlike ignored
-    // signals, are not inherited.
-    let seen = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGQUIT] {
-        signal_hook::flag::register(signal, Arc::clone(&seen)).map_err(|e| {
-            Error::new(ErrorKind::Io, format!("cannot handle signal {signal}: {e}"))
-        })?;
-    }
+    args.stats.as_deref().map_or(Ok(()), require_writable)?;
+    let attendant = Attendant::new()
+        .map_err(|e| Error::new(ErrorKind::Io, format!("cannot handle signals: {e}")))?;
     let mut command = Command::new(program);
     command.args(arguments);
     // Where guest mode's records go; the collector's lie beside it.
@@ -69,25 +65,32 @@ pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
         set_environment(&mut command, args, &library_dir, records.path());
     }
     command.env("LD_PRELOAD", prepend(preload, "LD_PRELOAD"));
-    let started = command.spawn().and_then(|mut child| Ok((child.id(), child.wait()?)));
+    let started =
+        command.spawn().and_then(|mut child| Ok((child.id(), attendant.wait(&mut child)?)));
     let (pid, status) = match started {
         Ok(ended) => ended,
         Err(e) => {
-            eprintln!("error: cannot start {}: {e}", Path::new(program).display());
-            return Ok(ExitCode::from(NOT_STARTED));
+            note(format_args!("error: cannot start {}: {e}", Path::new(program).display()));
+            let is_there = e.kind() != std::io::ErrorKind::NotFound;
+            return Ok(ExitCode::from(if is_there { NOT_EXECUTABLE } else { NOT_FOUND }));
         }
     };
     let summaries = read_records(records.path(), u64::from(pid));
     let guests = args.dune.then(|| dune::read(&guest_records, pid));
-    eprintln!("barchan: {} ended with {status}", Path::new(program).display());
+    let mut said = format!("barchan: {} ended with {status}\n", Path::new(program).display());
     if let Some(guests) = &guests {
-        eprint!("{}", dune::render(program, guests));
+        said.push_str(&dune::render(program, guests));
     }
     if !args.dune || args.tracker.is_some() {
-        eprint!("{}", render(program, &summaries));
+        said.push_str(&render(program, args, &summaries));
     }
-    if let Some(path) = &args.stats {
-        write_file(path, &to_json(args, status, &summaries, guests.as_deref())?)?;
+    note(format_args!("{}", said.trim_end()));
+    // The exit code is the program's, whatever becomes of its summary.
+    if let Some(path) = &args.stats
+        && let Err(error) = to_json(args, status, &summaries, guests.as_deref())
+            .and_then(|json| write_file(path, &json))
+    {
+        note(format_args!("error: {error}"));
     }
     Ok(exit_code(status))
 }
@@ -162,16 +165,18 @@ fn exit_code(status: ExitStatus) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-fn render(program: &OsStr, summaries: &[Summary]) -> String {
+fn render(program: &OsStr, args: &RunArgs, summaries: &[Summary]) -> String {
     let mut out = String::new();
     let Some(main) = summaries.first() else {
         out.push_str(&format!(
-            "barchan: {} did not load libgc.so.1, so the collector had no part in it.\n",
+            "barchan: {} did not load libgc.so.1 at its start, so there is no summary. (A collector that is \
+             linked into the program is left as it is; one that the program loads itself, by dlopen, was \
+             this one: GC_PRINT_STATS=1 lets it tell.)\n",
             Path::new(program).display()
         ));
         return out;
     };
-    out.push_str(&render_one(main));
+    out.push_str(&render_one(main, args.tracker.as_deref()));
     for other in summaries.iter().skip(1).filter(|other| other.collections > 0) {
         out.push_str(&format!(
             "barchan: child {} ({}): {} collections, longest pause {} ms\n",
@@ -184,9 +189,15 @@ fn render(program: &OsStr, summaries: &[Summary]) -> String {
     out
 }
 
-fn render_one(summary: &Summary) -> String {
+fn render_one(summary: &Summary, asked_for: Option<&str>) -> String {
     let source = summary.source.as_deref().unwrap_or("not told by this collector");
-    let mode = if summary.incremental { source } else { "unused (full mode)" };
+    let mode = match asked_for {
+        _ if !summary.incremental => "unused (full mode)".to_owned(),
+        Some(name) if name != "auto" && name != source => {
+            format!("{source}, the collector's own ({name} was asked for)")
+        }
+        _ => source.to_owned(),
+    };
     let mut out = format!(
         "  collector    libgc {}, dirty bits: {mode}\n\
          \x20 collections  {}\n\

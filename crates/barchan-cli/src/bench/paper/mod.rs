@@ -26,10 +26,10 @@ use dune_bench::clock::Rate;
 use dune_bench::emulator::Emulator;
 
 use super::config::{Config, Selector};
-use super::{INTERRUPTED, judge, stop_on_interrupt};
+use super::{Files, INTERRUPTED, judge, stop_on_interrupt};
 use crate::cli::{PaperArgs, PaperPart};
 use crate::machine::Machine;
-use crate::{guest, report, write_file};
+use crate::{guest, note, report};
 use model::{Guest, MicroOutcome, Paper};
 
 pub(crate) use micro::probe;
@@ -56,6 +56,7 @@ pub(crate) fn command(layout: &Layout, args: &PaperArgs) -> Result<ExitCode> {
         Some(PaperPart::Micro) => None,
         _ => Some(collector::prepare(layout, args, &guest)?),
     };
+    let files = Files::new(layout, args.runs.json.as_deref(), args.html.as_deref(), "paper.html")?;
     let machine = Machine::read(Some(layout.root()));
     let stop = stop_on_interrupt()?;
     let begin = Instant::now();
@@ -84,7 +85,7 @@ pub(crate) fn command(layout: &Layout, args: &PaperArgs) -> Result<ExitCode> {
         micro,
         collector,
     };
-    publish(layout, args, &paper)
+    publish(&files, &paper)
 }
 
 /// The command that measures the same again.
@@ -117,21 +118,12 @@ fn find_guest() -> Guest {
     Guest { kind: found.kind, emulated_by, instructions_per_s, why }
 }
 
-/// Prints the tables and writes the files; fails if something that could be measured was not.
-fn publish(layout: &Layout, args: &PaperArgs, paper: &Paper) -> Result<ExitCode> {
-    print!("{}", report::paper::render(paper));
-    if let Some(path) = &args.runs.json {
-        write_file(path, &paper.to_json()?)?;
-        eprintln!("measurements: {}", path.display());
-    }
-    let html = args.html.clone().unwrap_or_else(|| layout.build().join("paper.html"));
-    if let Some(dir) = html.parent().filter(|dir| args.html.is_none() && !dir.exists()) {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
-    }
-    write_file(&html, &report::paper_html::render(paper))?;
-    eprintln!("report: {}", html.display());
+/// Writes the files and prints the tables; fails if something that could be measured was not.
+fn publish(files: &Files<'_>, paper: &Paper) -> Result<ExitCode> {
+    files.write(paper.to_json(), &report::paper_html::render(paper))?;
+    crate::print(&report::paper::render(paper))?;
     if paper.interrupted {
-        eprintln!("interrupted: the tables hold what had been measured");
+        note(format_args!("interrupted: the tables hold what had been measured"));
         return Ok(ExitCode::from(INTERRUPTED));
     }
     let failed = paper

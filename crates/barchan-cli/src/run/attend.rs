@@ -1,0 +1,58 @@
+//! Signals that come while the program runs: this process stays to sum up, whatever ends the program.
+
+use std::process::{Child, ExitStatus};
+use std::{io, thread};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// What ^C and its like send, which the terminal sends to the program too.
+const OF_THE_TERMINAL: [i32; 2] = [SIGINT, SIGQUIT];
+/// What is sent to this process alone, and handed on.
+const HANDED_ON: [i32; 2] = [SIGTERM, SIGHUP];
+
+/// From here on these signals do not end this process. Handlers, unlike ignored signals, are not inherited by the
+/// program; so what is ignored already (`nohup`) stays as it is.
+pub(crate) struct Attendant(Signals);
+
+impl Attendant {
+    pub(crate) fn new() -> io::Result<Self> {
+        let ignored = ignored();
+        let is_ignored = |signal: i32| ignored >> (signal - 1) & 1 != 0;
+        let signals = OF_THE_TERMINAL.into_iter().chain(HANDED_ON);
+        Signals::new(signals.filter(|signal| !is_ignored(*signal))).map(Self)
+    }
+
+    /// Waits for the program, and hands signals on to it.
+    pub(crate) fn wait(self, child: &mut Child) -> io::Result<ExitStatus> {
+        let Self(mut signals) = self;
+        let handle = signals.handle();
+        let pid = Pid::from_child(child);
+        let forwarder = thread::spawn(move || {
+            for signal in signals.forever() {
+                let signal = match signal {
+                    SIGTERM => Signal::TERM,
+                    SIGHUP => Signal::HUP,
+                    _ => continue,
+                };
+                // It may have ended just now.
+                let _ = kill_process(pid, signal);
+            }
+        });
+        // Its number is its own until nobody is left who would send signals to it.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let ended = rustix::io::retry_on_intr(|| waitid(WaitId::Pid(pid), options));
+        handle.close();
+        let _ = forwarder.join();
+        ended?;
+        child.wait()
+    }
+}
+
+/// The signals that this process ignores, signal 1 in the lowest bit.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
+}
