@@ -20,6 +20,6 @@ fn the_header_is_up_to_date() {
     let checked_in = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         checked_in == generated,
-        "include/barchan.h is stale; run\n  BARCHAN_WRITE_HEADER=1 cargo test -p barchan-c --test header"
+        "include/barchan.h is stale; run\n  cargo xtask header"
     );
 }

@@ -102,14 +102,25 @@ pub(crate) fn preload(layout: &Layout) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// Builds the library that `barchan run --dune` preloads; cargo does nothing if it is up to date.
+/// The library that `barchan run --dune` preloads, if it has been built.
+pub(crate) fn built_dune_library(layout: &Layout) -> Option<PathBuf> {
+    Some(layout.root().join("target/release/libbarchan_dune.so")).filter(|path| path.is_file())
+}
+
+/// Builds that library; cargo does nothing if it is up to date. Where there is no cargo, what it has built is taken.
 pub(crate) fn dune_library(layout: &Layout) -> Result<PathBuf> {
     let said = Tool::cargo()
         .args(["build", "--release", "--package", "dune-preload"])
         .arg("--message-format=json-render-diagnostics")
         .arg("--manifest-path")
         .arg(layout.root().join("Cargo.toml"))
-        .run()?;
+        .run();
+    let said = match (said, built_dune_library(layout)) {
+        (Err(error), Some(library)) if error.kind() == ErrorKind::ToolMissing => {
+            return Ok(library);
+        }
+        (said, _) => said?,
+    };
     said.lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .filter(|message| message["target"]["name"] == "barchan_dune")

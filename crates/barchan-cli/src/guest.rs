@@ -88,8 +88,7 @@ pub(crate) fn print_json(found: &impl Serialize) -> Result<ExitCode> {
 
 /// Lets the library choose in guest mode, with the runtime that is built already.
 fn try_source(layout: Option<&Layout>) -> SourceChoice {
-    let library = layout.map(|layout| layout.root().join("target/release/libbarchan_dune.so"));
-    let Some(library) = library.filter(|library| library.is_file()) else {
+    let Some(library) = layout.and_then(crate::build::built_dune_library) else {
         let why = "the runtime that is preloaded is not built: cargo build --release --package \
                    dune-preload";
         return SourceChoice::unknown(why.to_owned());
