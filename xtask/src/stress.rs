@@ -36,7 +36,8 @@ const POLICIES: &[&str] = &["auto", "partial", "alternate"];
 
 /// `cargo xtask stress`
 #[derive(Debug, clap::Args)]
-#[command(after_help = "
+#[command(after_help = "\
+Examples:
   cargo xtask stress                      ten minutes
   cargo xtask stress --seconds 28800      eight hours
 Failures are printed as they come, each with the command that has it again. The exit code is 1

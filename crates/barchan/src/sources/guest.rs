@@ -192,7 +192,21 @@ fn runtime(source: Source) -> Result<&'static DirtyBits, Unavailable> {
         return Err(unavailable(
             ErrorKind::Unsupported,
             "looking for the guest-mode runtime in this process",
-            "start the program with `barchan run --dune`",
+            match source {
+                Source::GuestPml => {
+                    "start the program with `barchan run --dune --tracker guest-pml`, over the kernel \
+                     module (kmod/README.md); it is for comparison, and guest-pte costs less"
+                }
+                Source::GuestTlb => {
+                    "start the program with `barchan run --dune --tracker guest-tlb`; it is for \
+                     comparison, and guest-pte costs less"
+                }
+                Source::GuestDirect => {
+                    "start the program with `barchan run --dune --tracker guest-direct`; it is for \
+                     comparison, and guest-pte costs less"
+                }
+                _ => "start the program with `barchan run --dune`",
+            },
         ));
     }
     // SAFETY: whoever exports that name promises that type.
