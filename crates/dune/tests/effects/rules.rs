@@ -174,10 +174,30 @@ fn socket_options_with_pointers_are_not_bounded() {
     assert_eq!(ranges(&process, libc::SYS_getsockopt, &get(1, 3)), [0x100..0x104, 0x5000..0x5018]);
     // SO_GET_FILTER counts instructions.
     assert_eq!(ranges(&process, libc::SYS_getsockopt, &get(1, 26))[1], 0x5000..0x50c0);
-    // TCP_ZEROCOPY_RECEIVE, ebtables, SCTP.
-    for (level, option) in [(6, 35), (0, 129), (132, 1)] {
-        assert_eq!(why(&process, libc::SYS_getsockopt, &get(level, option)), Why::UnknownOperation);
+    // With pointers: TCP_ZEROCOPY_RECEIVE, MPTCP_FULL_INFO, ebtables, SCTP. With counts: TCP_AO_GET_KEYS, IP_MSFILTER,
+    // MCAST_MSFILTER. Not heard of yet: one of each level that had such.
+    let unbounded = [
+        (6, 35),
+        (284, 4),
+        (0, 129),
+        (41, 129),
+        (132, 1),
+        (6, 41),
+        (0, 41),
+        (0, 48),
+        (41, 48),
+        (0, 63),
+        (1, 200),
+        (6, 200),
+        (284, 200),
+    ];
+    for (level, option) in unbounded {
+        let found = why(&process, libc::SYS_getsockopt, &get(level, option));
+        assert_eq!(found, Why::UnknownOperation, "{level} {option}");
     }
+    // L2CAP_LM, and TCP_CORK, without room.
+    let process = Fake::default().with(0x100, &[0]);
+    assert_eq!(ranges(&process, libc::SYS_getsockopt, &get(6, 3))[1], 0x5000..0x5004);
     let set = |level: u64, option: u64| [3, level, option, 0x5000, 32];
     assert_eq!(ranges(&process, libc::SYS_setsockopt, &set(1, 2)), []);
     assert_eq!(ranges(&process, libc::SYS_setsockopt, &set(41, 32)), [0x5000..0x5020]);

@@ -11,6 +11,7 @@ pub const CASES: &[Case] = &[
     ("messages", messages),
     ("many messages", many_messages),
     ("options", options),
+    ("far options", far_options),
     ("netlink", netlink),
 ];
 
@@ -150,7 +151,7 @@ fn options(r: &mut Run) {
     r.wrote(libc::SYS_socketpair, &[libc::AF_UNIX as u64, libc::SOCK_STREAM as u64, 0, pair]);
     let unix = r.get_i32(pair) as u64;
     // All of the socket level's, with much room, with little, with none.
-    for option in 1..90u64 {
+    for option in 1..85u64 {
         for room in [512i32, 4, 1, 0, -1] {
             for fd in [tcp, unix] {
                 let (value, length) = (r.base + 8192, r.base + 16384);
@@ -163,10 +164,12 @@ fn options(r: &mut Run) {
     if tcp6 < 0 {
         r.skip("options of IPv6: the kernel has no IPv6");
     }
-    for (fd, level, options) in
-        [(tcp, 0u64, (1u64..64)), (tcp, 6, 1..35), (tcp, 6, 36..46), (tcp6 as u64, 41, 1..80)]
-    {
-        for option in options {
+    for (fd, level, last, unbounded) in [
+        (tcp, 0u64, 52u64, &[41, 48][..]),
+        (tcp, 6, 46, &[15, 35, 38, 39, 41]),
+        (tcp6 as u64, 41, 79, &[48, 64, 65]),
+    ] {
+        for option in (1..=last).filter(|option| !unbounded.contains(option)) {
             for room in [512i32, 16, 4, 0] {
                 let (value, length) = (r.base + 8192, r.base + 16384);
                 r.set(length, &room.to_le_bytes());
@@ -194,6 +197,54 @@ fn options(r: &mut Run) {
         r.set(request + 20, &[0, 1, 1, 0, 10, 0, 10, 0]); // get, any share, create
         r.call(libc::SYS_setsockopt, &[tcp6 as u64, 41, 32, request, 32]);
     }
+}
+
+/// Options whose answer goes where the value points, or is as long as the value says.
+fn far_options(r: &mut Run) {
+    let why = Why::UnknownOperation;
+    // IP_MSFILTER: three sources, and a length that ends before the first.
+    let udp = socket(r, libc::AF_INET, libc::SOCK_DGRAM);
+    let (group, here) = (u32::from_le_bytes([239, 1, 2, 3]), u32::from_le_bytes([127, 0, 0, 1]));
+    let mut joined = true;
+    for source in 1..=3 {
+        let source = u32::from_le_bytes([10, 0, 0, source]);
+        let request = r.bytes(&[group, here, source].map(u32::to_le_bytes).concat());
+        let add = libc::IP_ADD_SOURCE_MEMBERSHIP as u64;
+        joined &= r.call(libc::SYS_setsockopt, &[udp, 0, add, request, 12]) == 0;
+    }
+    let filter = r.out(28);
+    r.set(filter, &[group, here, 1, 3].map(u32::to_le_bytes).concat());
+    let length = r.int(16);
+    let got = r.unbounded(libc::SYS_getsockopt, &[udp, 0, 41, filter, length], why);
+    if joined && got == 0 {
+        assert_eq!(r.get(filter + 16, 2), [10, 0], "it is no longer than its length");
+    } else {
+        r.skip("IP_MSFILTER: no group can be joined");
+    }
+    // MPTCP_FULL_INFO: both of its arrays lie elsewhere.
+    let listener = r.call(libc::SYS_socket, &[libc::AF_INET as u64, libc::SOCK_STREAM as u64, 262]);
+    if listener < 0 {
+        return r.skip("MPTCP_FULL_INFO: the kernel has no MPTCP");
+    }
+    let listener = listener as u64;
+    let address = r.bytes(&loopback(0));
+    r.ok(libc::SYS_bind, &[listener, address, 16]);
+    r.ok(libc::SYS_listen, &[listener, 1]);
+    let (name, length) = (r.out(128), r.int(128));
+    r.wrote(libc::SYS_getsockname, &[listener, name, length]);
+    let client = r.ok(libc::SYS_socket, &[libc::AF_INET as u64, libc::SOCK_STREAM as u64, 262]);
+    r.ok(libc::SYS_connect, &[client as u64, name, 16]);
+    let (subflows, tcp) = (r.out(264), r.out(248));
+    let before = (r.get(subflows, 264), r.get(tcp, 248));
+    // size_tcpinfo_kernel, size_tcpinfo_user, size_sfinfo_kernel, size_sfinfo_user, num_subflows, size_arrays_user.
+    let info = r.out(256);
+    r.set(info, &[0u32, 248, 0, 264, 0, 1].map(u32::to_le_bytes).concat());
+    r.set(info + 24, &[subflows, tcp].map(u64::to_le_bytes).concat());
+    let length = r.int(256);
+    if r.unbounded(libc::SYS_getsockopt, &[client as u64, 284, 4, info, length], why) < 0 {
+        return r.skip("MPTCP_FULL_INFO: an older kernel");
+    }
+    assert_ne!((r.get(subflows, 264), r.get(tcp, 248)), before, "its arrays lie within the value");
 }
 
 fn netlink(r: &mut Run) {
