@@ -5,7 +5,7 @@ mod support;
 use std::collections::HashSet;
 use std::ptr::null_mut;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dune::PAGE_SIZE as PAGE;
@@ -200,6 +200,52 @@ fn a_read_that_waits_counts_as_writing_while_it_does() {
         assert_eq!(reader.join().expect("it ends"), 1);
         assert!(collect(inside, start, 16).contains(&7));
         assert!(!collect(inside, start, 16).contains(&7));
+    });
+}
+
+/// The kernel clears a word as a thread exits. It is there for whoever looks at that memory, though somebody looked
+/// elsewhere before, or did not collect.
+#[test]
+fn what_the_kernel_writes_as_a_thread_exits_is_not_forgotten() {
+    passes(|| {
+        let inside = Inside::current().expect("inside");
+        let (near, far) = (map(8), map(8));
+        inside.populate(range(near, 8)).expect("memory");
+        inside.populate(range(far, 8)).expect("memory");
+        // SAFETY: in the mapping, which stays.
+        let word = unsafe { AtomicU32::from_ptr(far.add(5 * PAGE).cast()) };
+        let (id, go) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (told, goes) = (Arc::clone(&id), Arc::clone(&go));
+        word.store(1, Ordering::SeqCst);
+        // Never joined: that it ends is not told to the C library.
+        core::mem::forget(std::thread::spawn(move || {
+            // SAFETY: a word that stays; the thread has nothing to clean up.
+            unsafe {
+                let id = libc::syscall(libc::SYS_set_tid_address, word.as_ptr());
+                told.store(id as u64, Ordering::SeqCst);
+                while !goes.load(Ordering::SeqCst) {
+                    std::hint::spin_loop();
+                }
+                libc::syscall(libc::SYS_exit, 0);
+            }
+        }));
+        while id.load(Ordering::SeqCst) == 0 {
+            std::hint::spin_loop();
+        }
+        collect(inside, far, 8);
+        assert_eq!(collect(inside, far, 8), HashSet::new());
+        go.store(true, Ordering::SeqCst);
+        let id = id.load(Ordering::SeqCst);
+        // SAFETY: signal 0 only asks.
+        while unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), id, 0) } == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert_eq!(word.load(Ordering::SeqCst), 0);
+        collect(inside, near, 8);
+        let mut bits = [0];
+        inside.peek(range(far, 8), &mut bits).expect("a range");
+        assert_eq!(bits[0], 1 << 5);
+        assert_eq!(collect(inside, far, 8), HashSet::from([5]));
     });
 }
 

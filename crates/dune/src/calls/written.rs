@@ -30,57 +30,90 @@ const FROM_NOW_ON: u32 = 1 << 31;
 /// Whether the kernel may write anywhere at any time, from some call on.
 static FOR_EVER: AtomicBool = AtomicBool::new(false);
 
-const NONE: u32 = 0;
-const EVERYTHING: u32 = u32::MAX;
+const NONE: u64 = 0;
+const EVERYTHING: u64 = STATE;
+/// The part of a record's word that says what is under way.
+const STATE: u64 = 0xff;
+/// The version's lowest bit.
+const BEING_WRITTEN: u64 = STATE + 1;
 
 /// The ranges of a call that is under way, in a thread's record: zero bytes are none.
 ///
-/// Written by the thread's monitor, read by any thread: the version is odd while it is being written.
+/// Written by the thread's monitor, or its creator's before it starts; read by any thread, which may also
+/// [`forget`](Self::forget) what a thread left behind that is gone.
 pub(crate) struct UnderWay {
-    version: AtomicU32,
-    /// [`NONE`], [`EVERYTHING`], or the number of ranges.
-    state: AtomicU32,
+    /// [`NONE`], [`EVERYTHING`] or the number of ranges in the lowest byte; above it the version, which is odd while
+    /// the ranges are being written.
+    word: AtomicU64,
     ranges: [[AtomicU64; 2]; RANGES],
 }
 
+/// What a record said at one moment.
+struct Said {
+    word: u64,
+    ranges: [[u64; 2]; RANGES],
+}
+
 impl UnderWay {
-    fn publish(&self, state: u32, ranges: impl Iterator<Item = Range<u64>>) {
-        // It is odd already in a forked child whose parent's other thread was writing here, and must not stay
-        // odd: every later reading would come to "everything".
-        let version = self.version.load(Ordering::Relaxed) | 1;
-        self.version.store(version, Ordering::Relaxed);
+    fn publish(&self, state: u64, ranges: impl Iterator<Item = Range<u64>>) {
+        // In one step: from here on nobody forgets what was there before. It is odd already in a forked child whose
+        // parent's other thread was writing here, and must not stay odd: every later reading would come to "everything".
+        let odd = self.word.fetch_or(BEING_WRITTEN, Ordering::Relaxed) | BEING_WRITTEN;
         fence(Ordering::Release);
         for (slot, range) in self.ranges.iter().zip(ranges) {
             slot[0].store(range.start, Ordering::Relaxed);
             slot[1].store(range.end, Ordering::Relaxed);
         }
-        self.state.store(state, Ordering::Relaxed);
-        self.version.store(version.wrapping_add(1), Ordering::Release);
+        self.word.store((odd & !STATE).wrapping_add(BEING_WRITTEN) | state, Ordering::Release);
         // The kernel's stores of the call come after; a reader that has cleared a D bit before one of
         // them sees this record, or its own clearing comes after the mark.
         fence(Ordering::SeqCst);
     }
 
-    /// Calls `f` with the ranges; `false`: everything.
-    fn read(&self, mut f: impl FnMut(Range<u64>)) -> bool {
+    /// What is under way; `None` if the record does not stop changing.
+    fn said(&self) -> Option<Said> {
         for _ in 0..8 {
-            let version = self.version.load(Ordering::Acquire);
-            let state = self.state.load(Ordering::Relaxed);
-            let mut copy = [[0; 2]; RANGES];
-            for (to, from) in copy.iter_mut().zip(&self.ranges) {
+            let word = self.word.load(Ordering::Acquire);
+            let mut ranges = [[0; 2]; RANGES];
+            for (to, from) in ranges.iter_mut().zip(&self.ranges) {
                 *to = [from[0].load(Ordering::Relaxed), from[1].load(Ordering::Relaxed)];
             }
             fence(Ordering::Acquire);
-            if version % 2 == 0 && version == self.version.load(Ordering::Relaxed) {
-                if state == EVERYTHING {
-                    return false;
-                }
-                copy.iter().take(state as usize).for_each(|range| f(range[0]..range[1]));
-                return true;
+            if word & BEING_WRITTEN == 0 && word == self.word.load(Ordering::Relaxed) {
+                return Some(Said { word, ranges });
             }
             core::hint::spin_loop();
         }
-        false
+        None
+    }
+
+    /// Nothing is under way any more, if the record still says what `said` is. The version stays even, and a word
+    /// with ranges never comes back: it takes another version to write them.
+    fn forget(&self, said: &Said) {
+        let none = (said.word & !STATE).wrapping_add(2 * BEING_WRITTEN) | NONE;
+        let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
+        let _ = self.word.compare_exchange(said.word, none, success, failure);
+    }
+}
+
+impl Said {
+    fn state(&self) -> u64 {
+        self.word & STATE
+    }
+
+    /// Calls `f` with the ranges; `false`: everything.
+    fn for_each(&self, f: impl FnMut(Range<u64>)) -> bool {
+        let known = self.state() != EVERYTHING;
+        let count = if known { self.state() as usize } else { 0 };
+        self.ranges.iter().take(count).map(|range| range[0]..range[1]).for_each(f);
+        known
+    }
+
+    /// Marks all of it.
+    fn mark(&self) {
+        if !self.for_each(wrote) {
+            wrote(0..USER_END);
+        }
     }
 }
 
@@ -106,6 +139,14 @@ fn wanted() -> bool {
 }
 
 /// Calls `f` with what calls that are under way may write; `false`: anything.
+///
+/// What the kernel wrote as a thread exited stays in the thread's record, of which it is taken here, or when the
+/// slot is taken again ([`settle`]). It is marked first: `f` may be looking at other memory, and may be asking only.
+///
+/// No lock is held, so the slot may be taken at any time, and a new thread may publish here. What it publishes is not
+/// forgotten: the record is told empty in one step, and only if it says still what was marked, with the version
+/// that was read *before* the thread was found gone. A thread is found gone while its slot is free; whoever takes the
+/// slot publishes first (`settle`), so a version of the new thread's is another one.
 pub(crate) fn under_way(mut f: impl FnMut(Range<u64>)) -> bool {
     fence(Ordering::SeqCst);
     if FOR_EVER.load(Ordering::Relaxed) {
@@ -113,10 +154,14 @@ pub(crate) fn under_way(mut f: impl FnMut(Range<u64>)) -> bool {
     }
     let mut told = true;
     for thread in thread::all() {
-        told &= thread.under_way.read(&mut f);
-        if thread.under_way.state.load(Ordering::Relaxed) != NONE && thread.is_over() {
-            // What the kernel wrote as the thread exited: reported now, once.
-            thread.under_way.publish(NONE, core::iter::empty());
+        let Some(said) = thread.under_way.said() else {
+            told = false;
+            continue;
+        };
+        told &= said.for_each(&mut f);
+        if said.state() != NONE && thread.is_over() {
+            said.mark();
+            thread.under_way.forget(&said);
         }
     }
     told
@@ -151,7 +196,6 @@ pub(crate) enum Pending {
 pub(crate) fn before(record: &UnderWay, nr: u64, arguments: &[u64; 6]) -> Pending {
     let call: Effects = effects::of(nr, arguments);
     if call.writes_nothing() {
-        record.state.store(NONE, Ordering::SeqCst);
         return Pending::Nothing;
     }
     let capture = Capture::before(&call, &Caller);
@@ -163,7 +207,7 @@ pub(crate) fn before(record: &UnderWay, nr: u64, arguments: &[u64; 6]) -> Pendin
             count += 1;
         }
     });
-    let state = if coverage == Coverage::Ranges { count as u32 } else { EVERYTHING };
+    let state = if coverage == Coverage::Ranges { count as u64 } else { EVERYTHING };
     record.publish(state, ranges.into_iter().take(count));
     Pending::Ranges(capture)
 }
@@ -192,8 +236,9 @@ pub(crate) fn after(record: &UnderWay, pending: &Pending, result: i64) {
 
 /// A slot whose thread is gone is taken again: what the kernel wrote as it exited is marked.
 pub(crate) fn settle(record: &UnderWay) {
-    if !record.read(wrote) {
-        wrote(0..USER_END);
+    match record.said() {
+        Some(said) => said.mark(),
+        None => wrote(0..USER_END),
     }
     record.publish(NONE, core::iter::empty());
 }
@@ -265,21 +310,65 @@ impl Process for Caller {
 mod tests {
     use super::*;
 
+    /// A record without ranges.
+    fn empty() -> UnderWay {
+        // SAFETY: zero bytes are one.
+        unsafe { core::mem::zeroed() }
+    }
+
+    fn ranges(record: &UnderWay) -> Vec<Range<u64>> {
+        let mut found = Vec::new();
+        let said = record.said().expect("nobody writes");
+        assert!(said.for_each(|range| found.push(range)), "not everything");
+        found
+    }
+
     #[test]
     fn a_record_that_a_fork_caught_half_written_is_right_again() {
-        // SAFETY: zero bytes are a record without ranges.
-        let record: UnderWay = unsafe { core::mem::zeroed() };
+        let record = empty();
         record.publish(1, core::iter::once(0x1000..0x2000));
         // What a forked child finds if its parent's other thread was in the middle of `publish`.
-        record.version.fetch_add(1, Ordering::Relaxed);
-        assert!(!record.read(|_| ()), "half written is everything");
+        record.word.fetch_add(BEING_WRITTEN, Ordering::Relaxed);
+        assert!(record.said().is_none(), "half written is everything");
         for round in 0..3 {
             record.publish(1, core::iter::once(0x5000..0x6000 + round));
-            let mut found = Vec::new();
-            assert!(record.read(|range| found.push(range)), "round {round}");
-            assert_eq!(found.as_slice(), std::slice::from_ref(&(0x5000..0x6000 + round)));
+            let expected = 0x5000..0x6000 + round;
+            assert_eq!(ranges(&record), std::slice::from_ref(&expected), "round {round}");
         }
+        record.publish(EVERYTHING, core::iter::empty());
+        assert!(!record.said().expect("nobody writes").for_each(|_| panic!("no ranges")));
         record.publish(NONE, core::iter::empty());
-        assert!(record.read(|_| panic!("nothing is under way")));
+        assert_eq!(ranges(&record), []);
+    }
+
+    #[test]
+    fn only_what_was_read_is_forgotten() {
+        let record = empty();
+        record.publish(1, core::iter::once(0x1000..0x1004));
+        let exited = record.said().expect("nobody writes");
+        // Another collector forgets it, too; the slot is taken; the new thread starts, and makes a call.
+        let publish = |range| record.publish(1, core::iter::once(range));
+        let steps: [&dyn Fn(); 6] = [
+            &|| record.forget(&exited),
+            &|| settle(&record),
+            &|| child_starts(&record),
+            &|| child_runs(&record, 0),
+            &|| publish(0x1000..0x1004),
+            &|| publish(0x7000..0x8000),
+        ];
+        for step in steps {
+            step();
+            let before = record.said().expect("nobody writes").word;
+            record.forget(&exited);
+            assert_eq!(record.said().expect("nobody writes").word, before);
+        }
+        assert_eq!(ranges(&record), std::slice::from_ref(&(0x7000..0x8000)));
+        record.forget(&record.said().expect("nobody writes"));
+        assert_eq!(ranges(&record), []);
+        // In the middle of `publish`.
+        let idle = record.said().expect("nobody writes");
+        record.word.fetch_or(BEING_WRITTEN, Ordering::Relaxed);
+        record.forget(&idle);
+        assert!(record.said().is_none(), "the writer's word is its own");
     }
 }

@@ -62,7 +62,7 @@ pub(crate) struct Thread {
     /// The byte that ends the run of this thread's CPU.
     kick: AtomicPtr<u8>,
     pub(crate) index: usize,
-    /// The kernel's id of the thread that has, or last had, the slot.
+    /// The kernel's id of the thread that has, or last had, the slot; 0: none has started in it.
     pub(crate) id: AtomicI32,
     pub(crate) captured: UnsafeCell<Captured>,
     pub(crate) under_way: UnderWay,
@@ -151,6 +151,7 @@ impl Thread {
             *cpu = Some(made);
         }
         written::settle(&thread.under_way);
+        thread.id.store(0, Ordering::Relaxed);
         thread.pending.store(0, Ordering::Relaxed);
         thread.space.set(0);
         thread.held.set(0);
@@ -160,7 +161,7 @@ impl Thread {
     }
 
     /// Whether nobody has the slot, and the thread that had it is gone: while it exits the kernel may
-    /// still write to its memory.
+    /// still write to its memory. Without the lock it may be taken as the answer is given; so asking changes nothing.
     pub(crate) fn is_over(&self) -> bool {
         if self.state.load(Ordering::Acquire) != FREE {
             return false;
@@ -171,11 +172,7 @@ impl Thread {
         }
         let (pid, esrch) = (sys::process_id() as u64, -i64::from(libc::ESRCH));
         // SAFETY: signal 0 only asks.
-        let gone = unsafe { sys::raw(libc::SYS_tgkill, [pid, id as u64, 0, 0, 0, 0]) } == esrch;
-        if gone {
-            self.id.store(0, Ordering::Relaxed);
-        }
-        gone
+        unsafe { sys::raw(libc::SYS_tgkill, [pid, id as u64, 0, 0, 0, 0]) == esrch }
     }
 
     /// Gives the slot back: for a thread that was never started, or has ended.
