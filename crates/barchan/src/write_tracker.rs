@@ -42,7 +42,8 @@ use crate::{PageRange, RegionError, Source};
 /// before it or concurrently with it may go unreported. The caller stops the writers, or does not
 /// care for what they wrote until then, or uses `collect_and_reset`.
 ///
-/// [`peek`](Self::peek) reports writes that happened before it and changes nothing.
+/// [`peek`](Self::peek) reports writes that happened before it and changes nothing. A page that a concurrent call makes clean
+/// it may find clean already: what was written to it is that call's to report, what is written after the peek is reported.
 ///
 /// # Soft-dirty is different
 ///

@@ -68,8 +68,17 @@ impl Clearing {
 
     /// Whether somebody else is at it.
     pub(crate) fn others() -> bool {
+        Self::count() > 1
+    }
+
+    /// Whether anybody is, asked by one who is not, after looking at entries.
+    pub(crate) fn any() -> bool {
+        Self::count() > 0
+    }
+
+    fn count() -> usize {
         fence(Ordering::SeqCst);
-        CLEARINGS.load(Ordering::SeqCst) > 1
+        CLEARINGS.load(Ordering::SeqCst)
     }
 }
 
@@ -256,7 +265,8 @@ impl Inside {
         Ok(())
     }
 
-    /// As [`collect`](Self::collect), but changes nothing.
+    /// As [`collect`](Self::collect), but changes nothing. What another thread is making clean meanwhile is clean when
+    /// it returns: a write from then on is seen.
     ///
     /// # Errors
     /// [`RangeError::Range`], [`RangeError::Bitmap`].
@@ -271,6 +281,8 @@ impl Inside {
 
     /// [`peek`](Self::peek), where the arguments are right.
     pub(crate) fn peek_noted(self, range: &Range<usize>, bits: &mut [u64]) {
+        // First: a call that ends meanwhile has marked its pages by then.
+        self.add_under_way(range, bits);
         private::peek(range, |page| bits[page / 64] |= 1 << (page % 64));
         for_each_table(range, |first, entries, count| {
             let mut found = [0; ENTRIES / 64];
@@ -280,7 +292,15 @@ impl Inside {
             }
             or_into(bits, first, &found, count);
         });
-        self.add_under_way(range, bits);
+        self.pay_for_others();
+    }
+
+    /// After a look at entries, which changed none: what was found clean may owe its flush to a thread that has not come to
+    /// it. Until then a write to such a page could go through a TLB that knows it as dirty, and the next look would not see it.
+    pub(crate) fn pay_for_others(self) {
+        if Clearing::any() {
+            self.flush_everywhere();
+        }
     }
 
     /// Pages that system calls which are under way may be writing.

@@ -18,7 +18,8 @@
 //! A write that comes later is logged, as the processor finds the bit clear: the module makes all CPUs leave guest mode and flush
 //! before it returns (`DUNE_VM_CLEAR_DIRTY`). If P had the mark, its bit has been clear since it was last forgotten, or P is in a
 //! log, and the next taking down finds it. Two collections at the same time: the one that finds the other's mark has the
-//! range forgotten too before it returns ([`Clearing::others`]). Taking down twice, or too early, only reports more.
+//! range forgotten too before it returns ([`Clearing::others`]), and so does who only looks ([`Clearing::any`]). Taking down
+//! twice, or too early, only reports more.
 //!
 //! Taking down is the monitor's, with a lock of its own; all else is the program's.
 
@@ -88,9 +89,12 @@ pub(crate) fn clear(range: &Range<usize>, among: Option<&[u64]>) {
 
 /// Sets a bit of `bits` for each page of `range` that is dirty; changes nothing.
 pub(crate) fn peek(inside: Inside, range: &Range<usize>, bits: &mut [u64]) {
+    inside.add_under_way(range, bits);
     ask(request::TAKE_DOWN, 0..0);
     MARKED.report_others(range, bits, |_, _| ());
-    inside.add_under_way(range, bits);
+    if Clearing::any() {
+        ask(request::FORGET, range.clone());
+    }
 }
 
 fn forget(range: &Range<usize>, marked: usize, clearing: Clearing) {

@@ -128,9 +128,10 @@ pub(crate) fn clear(inside: Inside, range: &Range<usize>, among: Option<&[u64]>,
 
 /// Sets a bit of `bits` for each page of `range` that is dirty; changes nothing.
 pub(crate) fn peek(inside: Inside, range: &Range<usize>, bits: &mut [u64]) {
+    inside.add_under_way(range, bits);
     private::peek(range, |page| bits[page / CHUNK] |= 1 << (page % CHUNK));
     CLEAN.report_others(range, bits, |_, _| ());
-    inside.add_under_way(range, bits);
+    inside.pay_for_others();
 }
 
 /// Makes the pages of `range` dirty, and those that were held writable.

@@ -333,6 +333,35 @@ fn no_flush_is_lost_to_a_signal() {
     });
 }
 
+/// Who looks at a page that another has just made clean, and not flushed yet, finds it clean; so a write after that look
+/// must be found, though a TLB may still know the page as dirty.
+#[test]
+fn a_write_after_a_look_is_seen_while_a_flush_is_owed() {
+    passes(|| {
+        let inside = Inside::current().expect("inside");
+        let start = map(4);
+        inside.populate(range(start, 4)).expect("memory");
+        let look = || {
+            let mut bits = [0];
+            inside.peek(range(start, 4), &mut bits).expect("a range");
+            bits[0]
+        };
+        // SAFETY: in the mapping.
+        let write = || unsafe { start.add(PAGE).write_volatile(1) };
+        for round in 0..100 {
+            collect(inside, start, 4);
+            write();
+            let mut bits = [0];
+            let owed = inside.collect(range(start, 4), &mut bits).expect("a range");
+            assert_eq!((bits[0], look()), (1 << 1, 0), "round {round}");
+            write();
+            assert_eq!(look(), 1 << 1, "round {round}");
+            owed.flush_everywhere();
+            assert_eq!(look(), 1 << 1, "round {round}");
+        }
+    });
+}
+
 #[test]
 fn arguments_are_checked() {
     passes(|| {
