@@ -167,6 +167,10 @@ fn what_the_kernel_writes_for_the_program_is_dirty() {
             assert!(collect(inside, start, 64).contains(&40));
             assert!(libc::syscall(libc::SYS_getppid) > 0);
             assert_eq!(collect(inside, start, 64), HashSet::new());
+            // Refused by the monitor: nothing lasts.
+            assert_eq!(libc::syscall(libc::SYS_rseq, page(50), 32, 0, 0), -1);
+            collect(inside, start, 64);
+            assert_eq!(collect(inside, start, 64), HashSet::new());
         }
     });
 }

@@ -6,15 +6,13 @@
 //! the call until they are marked after it; also those of a call that began before anybody asked, which
 //! may last (a thread that waits in `read`).
 //!
-//! Two approximations err on the safe side only: a call that lasts (io_uring, asynchronous I/O) makes
+//! Two approximations err on the safe side only: a call that lasts (io_uring, asynchronous I/O; not if it is refused) makes
 //! everything dirty for ever, and a record that changes under the reader counts as everything.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
-use crate::effects::{
-    self, Capture, Coverage, Effects, ExitWords, File, Process, Unreadable, Until,
-};
+use crate::effects::{self, Capture, Coverage, Effects, ExitWords, File, Process, Unreadable};
 use crate::paging::USER_END;
 use crate::process::thread;
 use crate::space;
@@ -217,16 +215,11 @@ pub(crate) fn after(record: &UnderWay, pending: &Pending, result: i64) {
     match pending {
         Pending::Nothing => return,
         Pending::Ranges(capture) => {
-            let mut lasts = false;
-            let coverage = capture.for_each_after(result, |written| {
-                lasts |= matches!(written.until, Until::Completion | Until::Unregistered);
-                wrote(written.range());
-            });
-            if let Coverage::Everything(why) = coverage {
-                lasts |= why.lasts();
+            let coverage = capture.for_each_after(result, |written| wrote(written.range()));
+            if coverage != Coverage::Ranges {
                 wrote(0..USER_END);
             }
-            if lasts {
+            if capture.lasts_after(result) {
                 FOR_EVER.store(true, Ordering::SeqCst);
             }
         }

@@ -57,6 +57,18 @@ impl<const N: usize> Capture<N> {
         }
     }
 
+    /// Whether the kernel may write later than the call that has returned `result`, and no call tells until when. Of the
+    /// exit of a thread, and of the start of one, something else tells.
+    #[must_use]
+    pub fn lasts_after(&self, result: i64) -> bool {
+        let everything = match self.coverage {
+            Coverage::Everything(why) => why.lasts_after(result),
+            Coverage::Ranges => false,
+        };
+        let mut spans = self.spans.iter().take(self.len);
+        everything || spans.any(|written| written.until.lasts_after(result))
+    }
+
     /// Whether there was room: always, unless `N` is 0.
     fn push(&mut self, written: Written) -> bool {
         if written.bytes == 0 {

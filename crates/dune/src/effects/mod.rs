@@ -54,7 +54,7 @@
 //! - **Exit of a thread**: the words of its robust list and `clear_child_tid` ([`ExitWords`]).
 //! - **rseq**: the area is written at every preemption, from `rseq` until it is unregistered.
 //! - **Asynchronous requests**: `io_submit` names its buffers, with [`Until::Completion`];
-//!   `io_uring` cannot be told, and [`lasts`](Why::lasts).
+//!   `io_uring` cannot be told, and [`lasts`](Why::lasts), unless a ring is refused ([`Capture::lasts_after`]).
 //! - **Shared memory** written by other processes, `/proc/PID/mem` and `process_vm_writev` used from
 //!   outside, debuggers, uprobes, a `userfaultfd` that another process serves: no call of this process.
 //! - **Mappings**: pages that are dropped or moved are [`How::Replaced`]. What becomes of the page tables

@@ -17,7 +17,7 @@
 //! piece (`result`, `cut`).
 
 use super::Until;
-use super::Why::{self, Bpf, IoUring, Restarts, SizeUnknown, Stack};
+use super::Why::{self, Bpf, IoUring, IoUringSetup, Restarts, SizeUnknown, Stack};
 
 /// One system call.
 pub(super) struct Row {
@@ -555,7 +555,7 @@ static LOW_ROWS: [Row; 336] = [
 #[rustfmt::skip]
 static HIGH_ROWS: [Row; 39] = [
     row(424, "pidfd_send_signal", &[]),
-    row(425, "io_uring_setup", &[fix(1, IO_URING_PARAMS), Unknown(IoUring)]),
+    row(425, "io_uring_setup", &[fix(1, IO_URING_PARAMS), Unknown(IoUringSetup)]),
     row(426, "io_uring_enter", &[Unknown(IoUring)]),
     row(427, "io_uring_register", &[Unknown(IoUring)]),
     row(428, "open_tree", &[]),

@@ -122,6 +122,8 @@ pub enum Why {
     /// `io_uring`: requests lie in shared memory, and complete at any time. It lasts: as long as a
     /// ring exists everything is dirty at every harvest.
     IoUring,
+    /// `io_uring_setup`: as `IoUring`, once there is a ring.
+    IoUringSetup,
     /// `setsockopt` that hands memory to a device or a ring for good (`AF_XDP`, RDS). It lasts.
     Registered,
     /// `restart_syscall`: what the interrupted call wrote. Whoever knows that call keeps its ranges.
@@ -137,6 +139,27 @@ impl Why {
     /// Whether it goes on after the call has returned, until the process knows better.
     #[must_use]
     pub fn lasts(self) -> bool {
-        matches!(self, Self::IoUring | Self::Registered)
+        matches!(self, Self::IoUring | Self::IoUringSetup | Self::Registered)
+    }
+
+    /// As [`Self::lasts`], now that the call has returned `result`.
+    pub(super) fn lasts_after(self, result: i64) -> bool {
+        let refused = [-i64::from(libc::EPERM), -i64::from(libc::ENOSYS)];
+        // Said before the kernel makes a thread that looks after the ring. What is said later comes while such a thread
+        // may be writing to a ring in user memory.
+        self.lasts() && !(self == Self::IoUringSetup && refused.contains(&result))
+    }
+}
+
+impl Until {
+    /// Whether the kernel may write later than the call that has returned `result`, and nothing tells when.
+    pub(super) fn lasts_after(self, result: i64) -> bool {
+        match self {
+            Self::Return | Self::ChildStarts | Self::ThreadExits => false,
+            // A registration that fails is none.
+            Self::Unregistered => !is_error(result),
+            // An error is that of a later request, or of a later mapping of those that `MADV_FREE` is for.
+            Self::Completion => true,
+        }
     }
 }

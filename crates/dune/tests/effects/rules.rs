@@ -294,6 +294,35 @@ fn an_exec_that_failed_has_written_nothing() {
 }
 
 #[test]
+fn what_was_refused_does_not_last() {
+    let process = Fake::default()
+        .with(0x100, &[0x1000])
+        .with(0x1000, &[0, 0, 0, 0x5000, 64, 0, 0, 0])
+        .with(0x200, &[0; 15]);
+    let lasts = |number: libc::c_long, args: [u64; 6], result: i32| {
+        Capture::<4>::before(&effects::of(number as u64, &args), &process)
+            .lasts_after(i64::from(result))
+    };
+    let (setup, rseq) = ([4, 0x200, 0, 0, 0, 0], [0x100, 32, 0, 0, 0, 0]);
+    for error in [libc::EPERM, libc::ENOSYS] {
+        assert!(!lasts(libc::SYS_io_uring_setup, setup, -error));
+        assert!(!lasts(libc::SYS_rseq, rseq, -error));
+        // They speak of an earlier ring, and of memory that was handed over before.
+        assert!(lasts(libc::SYS_io_uring_enter, [3, 0, 0, 0, 0, 0], -error));
+        assert!(lasts(libc::SYS_setsockopt, [3, 283, 4, 0x5000, 32, 0], -error));
+    }
+    assert!(lasts(libc::SYS_io_uring_setup, setup, 3));
+    assert!(lasts(libc::SYS_io_uring_setup, setup, -libc::EFAULT), "a ring may have been made");
+    assert!(lasts(libc::SYS_rseq, rseq, 0));
+    // The first of two blocks was taken, the first of two mappings freed.
+    assert!(lasts(libc::SYS_io_submit, [7, 1, 0x100, 0, 0, 0], -libc::EAGAIN));
+    assert!(lasts(libc::SYS_madvise, [0x5000, 0x2000, 8, 0, 0, 0], -libc::EINVAL));
+    assert!(!lasts(libc::SYS_read, [3, 0x5000, 64, 0, 0, 0], 64));
+    // Others know when a thread has exited.
+    assert!(!lasts(libc::SYS_set_tid_address, [0x5000, 0, 0, 0, 0, 0], 9));
+}
+
+#[test]
 fn asynchronous_reads_name_their_buffers() {
     let pread = [0, 0, 0, 0x5000, 64, 0, 0, 0];
     let pwrite = [0, 0, 1, 0x6000, 64, 0, 0, 0];

@@ -109,7 +109,7 @@ fn asynchronous(r: &mut Run) {
 
 fn io_uring(r: &mut Run) {
     let parameters = r.words(&[0; 15]);
-    let ring = r.unbounded(libc::SYS_io_uring_setup, &[4, parameters], Why::IoUring);
+    let ring = r.unbounded(libc::SYS_io_uring_setup, &[4, parameters], Why::IoUringSetup);
     if ring < 0 {
         r.skip("io_uring: refused");
     }
