@@ -28,6 +28,10 @@ pub(crate) struct End {
 /// Runs a command, or panics when it takes too long. Output goes to files: no pipe can be full. Time in which the
 /// machine, or this process with the command, stood still does not count.
 pub(crate) fn finish(command: &mut Command) -> End {
+    finish_within(LIMIT, command)
+}
+
+fn finish_within(limit: Duration, command: &mut Command) -> End {
     let directory = tempfile::tempdir().expect("a directory");
     let [out, err] = ["out", "err"].map(|name| directory.path().join(name));
     let file = |path| std::fs::File::create(path).expect("a file");
@@ -45,14 +49,46 @@ pub(crate) fn finish(command: &mut Command) -> End {
         }
         passed += last.elapsed().min(Duration::from_secs(1));
         last = Instant::now();
-        if passed > LIMIT {
-            let _ = child.kill();
+        if passed > limit {
+            kill_all(child.id());
             let _ = child.wait();
-            panic!("{command:?} did not end within {LIMIT:?}: {}{}", read(&out), read(&err));
+            panic!("{command:?} did not end within {limit:?}: {}{}", read(&out), read(&err));
         }
         std::thread::sleep(Duration::from_millis(2));
     };
     End { status, stdout: read(&out), stderr: read(&err) }
+}
+
+/// Kills a process and all that come from it, in whatever groups and sessions they are. They are stopped before: none
+/// makes another meanwhile, or leaves its own to somebody else by ending.
+fn kill_all(first: u32) {
+    let signal = |signal, processes: &[u32]| {
+        let processes = processes.iter().map(u32::to_string);
+        let _ = Command::new("kill").arg(signal).args(processes).stderr(Stdio::null()).status();
+    };
+    let (mut all, mut stopped) = (vec![first], 0);
+    while stopped < all.len() {
+        signal("-STOP", &all[stopped..]);
+        stopped = all.len();
+        let new = |(process, parent)| {
+            (all.contains(&parent) && !all.contains(&process)).then_some(process)
+        };
+        all.extend(parents().into_iter().filter_map(new).collect::<Vec<_>>());
+    }
+    signal("-KILL", &all);
+}
+
+/// All processes that have not ended, each with its parent.
+fn parents() -> Vec<(u32, u32)> {
+    let of = |process: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        // The name, in brackets, may hold anything.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let alive = fields.next()? != "Z";
+        Some((process, fields.next()?.parse().ok()?)).filter(|_| alive)
+    };
+    let entries = std::fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    entries.filter_map(|entry| of(entry.file_name().to_str()?.parse().ok()?)).collect()
 }
 
 pub(crate) fn barchan() -> Command {
@@ -157,4 +193,21 @@ fn a_program_that_is_not_there_is_no_success() {
 fn a_program_that_fails_natively_is_no_success() {
     let command = &["sh", "-c", "exec a-program-that-is-not-there"];
     Case { command, status: 0, says: "", runs: 1 }.native();
+}
+
+#[test]
+fn what_takes_too_long_leaves_nobody_behind() {
+    // One in a session of its own, and one whose parent is not the first.
+    let script = "echo; setsid sleep 1000 & echo $!; (sleep 1000 & echo $!; wait); wait";
+    let ended = std::panic::catch_unwind(|| {
+        finish_within(Duration::from_secs(2), Command::new("sh").args(["-c", script]));
+    });
+    let said = ended.expect_err("it does not end").downcast::<String>().expect("a text");
+    let started: Vec<u32> = said.lines().filter_map(|line| line.parse().ok()).collect();
+    assert_eq!(started.len(), 2, "{said}");
+    let start = Instant::now();
+    while parents().iter().any(|(process, _)| started.contains(process)) {
+        assert!(start.elapsed() < Duration::from_secs(60), "one of {started:?} is left");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
