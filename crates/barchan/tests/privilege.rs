@@ -183,36 +183,113 @@ fn a_scan_refused_later_reports_everything() {
     });
 }
 
+const MESSAGE: &[u8] = b"a message of the program's own, of 64 bytes: two of a userfaultfd";
+
+/// Files of the program's own, which get the numbers of those that it closed.
+#[derive(Clone, Copy, Debug)]
+enum Files {
+    None,
+    Path(&'static std::ffi::CStr),
+    /// The parent's entries, which could be taken for this process's.
+    OtherPagemap,
+    /// With something to be read in each.
+    Pipes,
+}
+
+impl Files {
+    fn open(self) -> Vec<i32> {
+        let opened = |fd: i32| {
+            assert!(fd >= 0, "errno {}", errno());
+            fd
+        };
+        // SAFETY: a path that ends in NUL, a live pair, and a message of the length given.
+        let one = || unsafe {
+            match self {
+                Self::None => vec![],
+                Self::Path(path) => vec![opened(libc::open(path.as_ptr(), libc::O_RDONLY))],
+                Self::OtherPagemap => {
+                    let path = format!("/proc/{}/pagemap\0", libc::getppid());
+                    vec![opened(libc::open(path.as_ptr().cast(), libc::O_RDONLY))]
+                }
+                Self::Pipes => {
+                    let mut pair = [0; 2];
+                    assert_eq!(libc::pipe2(pair.as_mut_ptr(), libc::O_NONBLOCK), 0);
+                    let sent = libc::write(pair[1], MESSAGE.as_ptr().cast(), MESSAGE.len());
+                    assert_eq!(sent, MESSAGE.len() as isize);
+                    pair.to_vec()
+                }
+            }
+        };
+        (0..40).flat_map(|_| one()).collect()
+    }
+
+    /// They are open, nothing was read from them, and nothing written.
+    fn assert_untouched(self, fds: &[i32]) {
+        for &fd in fds {
+            // SAFETY: the descriptor is the test's own.
+            assert!(unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0, "{fd} of {self:?} is closed");
+        }
+        if let Self::Pipes = self {
+            for pair in fds.chunks(2) {
+                let mut got = [0u8; 2 * MESSAGE.len()];
+                // SAFETY: a live buffer of that length.
+                let n = unsafe { libc::read(pair[0], got.as_mut_ptr().cast(), got.len()) };
+                assert_eq!(n, MESSAGE.len() as isize, "pipe {pair:?}");
+                assert!(got.starts_with(MESSAGE), "pipe {pair:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_program_that_closes_all_descriptors_costs_one_collection() {
     let _alone = alone();
-    let Some(tracker) = tracker(Source::PagemapScan) else { return };
     let close_all = || {
         // SAFETY: the child uses none of them but the tracker's, which is what is tested.
         (3..200).for_each(|fd| assert!(unsafe { libc::close(fd) } <= 0));
     };
-    for files_in_their_place in [0, 40] {
-        in_child("closefrom", || {
-            let memory = Memory::touched(20);
-            let other = Memory::touched(20);
-            let (region, second) = (memory.track(&tracker), other.track(&tracker));
-            collect(&region);
-            collect(&second);
-            memory.write(3);
-            close_all();
-            (0..files_in_their_place).for_each(|_| {
-                // SAFETY: a static path.
-                assert!(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) } >= 0);
+    let kinds = [
+        Files::None,
+        Files::Path(c"/dev/null"),
+        Files::Path(c"/dev/urandom"),
+        Files::OtherPagemap,
+        Files::Pipes,
+    ];
+    for source in Source::ALL.into_iter().filter(|&s| s == Source::PagemapScan) {
+        if tracker(source).is_none() {
+            continue;
+        }
+        for files in kinds {
+            in_child(&format!("closefrom, {source}, then {files:?}"), || {
+                // In the child: a monitor stays with the process that began it.
+                let tracker = tracker(source).expect("as in the parent");
+                let (memory, other) = (Memory::touched(20), Memory::touched(20));
+                let (region, second) = (memory.track(&tracker), other.track(&tracker));
+                collect(&region);
+                collect(&second);
+                memory.write(3);
+                close_all();
+                let fds = files.open();
+                other.write(5);
+                assert!(collect(&region).contains(&3));
+                assert!(collect(&second).contains(&5));
+                // The first finds out about one descriptor, the second about the other.
+                (0..2).for_each(|_| drop((collect(&region), collect(&second))));
+                memory.write(7);
+                other.write(8);
+                assert_eq!((collect(&region), collect(&second)), (vec![7], vec![8]));
+                // Once more, with nothing but drop to find it out.
+                close_all();
+                let again = files.open();
+                assert_eq!(fds, again);
+                other.write(9);
+                drop((region, second, tracker));
+                (0..20).for_each(|page| memory.write(page));
+                (0..20).for_each(|page| other.write(page));
+                files.assert_untouched(&again);
+                true
             });
-            other.write(5);
-            assert!(collect(&region).contains(&3));
-            assert!(collect(&second).contains(&5));
-            // The first finds out about one descriptor, the second about the other.
-            (0..2).for_each(|_| drop((collect(&region), collect(&second))));
-            memory.write(7);
-            other.write(8);
-            collect(&region) == [7] && collect(&second) == [8]
-        });
+        }
     }
 }
 

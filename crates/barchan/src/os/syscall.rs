@@ -164,6 +164,15 @@ pub(crate) unsafe fn close(fd: i32) {
     let _ = unsafe { syscall(libc::SYS_close, [fd_arg(fd), 0, 0, 0, 0, 0]) };
 }
 
+/// What file `fd` is.
+pub(crate) fn fstat(fd: i32) -> Result<libc::stat, Errno> {
+    let mut stat = core::mem::MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: room for the kernel's answer, whose structure libc's is on 64-bit machines.
+    unsafe { syscall(libc::SYS_fstat, [fd_arg(fd), stat.as_mut_ptr() as usize, 0, 0, 0, 0]) }?;
+    // SAFETY: all zeroes are valid, and so is the kernel's answer.
+    Ok(unsafe { stat.assume_init() })
+}
+
 /// `userfaultfd(2)`.
 pub(crate) fn userfaultfd(flags: i32) -> Result<i32, Errno> {
     // SAFETY: no pointer involved; it makes a descriptor.

@@ -2,16 +2,17 @@
 //! them besides scanning, and what an error of theirs means.
 
 use crate::error::kind_of;
-use crate::os::pagemap::{self, Found, Query};
+use crate::os::own::Own;
+use crate::os::pagemap::{self, Found, Query, Scanned};
 use crate::os::syscall;
-use crate::os::uffd::{self, feature};
+use crate::os::uffd::{self, Protect, feature};
 use crate::{Errno, ErrorKind, PageRange, RegionError, Source, Unavailable};
 
 /// A pair of descriptors that refer to this process.
 #[derive(Clone, Copy)]
 pub(super) struct Descriptors {
-    pub(super) pagemap: i32,
-    pub(super) uffd: i32,
+    pub(super) pagemap: Own,
+    pub(super) uffd: Own,
 }
 
 fn unavailable(
@@ -25,22 +26,19 @@ fn unavailable(
 
 impl Descriptors {
     pub(super) fn open() -> Result<Self, Unavailable> {
-        let pagemap = pagemap::open().map_err(|errno| {
+        let pagemap = Self::open_pagemap().map_err(|errno| {
             let remedy = pagemap::open_remedy(errno);
             unavailable(kind_of(errno), "opening /proc/self/pagemap", errno, remedy)
         })?;
-        match Self::open_uffd() {
-            Ok(uffd) => Ok(Self { pagemap, uffd }),
-            Err(why) => {
-                // SAFETY: opened above, and owned by nobody else.
-                unsafe { syscall::close(pagemap) };
-                Err(why)
-            }
-        }
+        Self::open_uffd().map(|uffd| Self { pagemap, uffd }).inspect_err(|_| pagemap.close())
     }
 
-    pub(super) fn open_uffd() -> Result<i32, Unavailable> {
-        let (fd, _) = uffd::open(false).map_err(|errno| {
+    pub(super) fn open_pagemap() -> Result<Own, Errno> {
+        pagemap::open().and_then(Own::new)
+    }
+
+    pub(super) fn open_uffd() -> Result<Own, Unavailable> {
+        let own = uffd::open(false).and_then(|(fd, _)| Own::new(fd)).map_err(|errno| {
             unavailable(
                 kind_of(errno),
                 "userfaultfd(UFFD_USER_MODE_ONLY)",
@@ -49,13 +47,12 @@ impl Descriptors {
             )
         })?;
         let wanted = feature::PAGEFAULT_FLAG_WP | feature::WP_UNPOPULATED | feature::WP_ASYNC;
-        let refused = match uffd::negotiate(fd, wanted) {
-            Ok(given) if given & wanted == wanted => return Ok(fd),
+        let refused = match own.number().and_then(|fd| uffd::negotiate(fd, wanted)) {
+            Ok(given) if given & wanted == wanted => return Ok(own),
             Ok(_) => Errno(libc::EINVAL),
             Err(errno) => errno,
         };
-        // SAFETY: opened above, and owned by nobody else.
-        unsafe { syscall::close(fd) };
+        own.close();
         Err(unavailable(
             ErrorKind::Unsupported,
             "asking userfaultfd for WP_ASYNC",
@@ -65,11 +62,23 @@ impl Descriptors {
     }
 
     pub(super) fn close(self) {
-        // SAFETY: the pair is owned by whoever calls this, who forgets it.
-        unsafe {
-            syscall::close(self.pagemap);
-            syscall::close(self.uffd);
-        }
+        self.pagemap.close();
+        self.uffd.close();
+    }
+
+    /// See [`pagemap::scan`].
+    pub(super) fn scan(
+        self,
+        query: Query,
+        range: PageRange,
+        out: &mut [Found],
+    ) -> Result<Scanned, Errno> {
+        pagemap::scan(self.pagemap.number()?, query, range, out)
+    }
+
+    /// Lifts the protection of `range`; nobody waits for that.
+    pub(super) fn unprotect(self, range: PageRange) -> Result<(), Errno> {
+        uffd::write_protect(self.uffd.number()?, range, Protect::Off)
     }
 }
 
@@ -93,10 +102,13 @@ pub(super) fn are_holes_apart(fds: Descriptors) -> Result<bool, Unavailable> {
     let range = PageRange::between(start, start + BYTES);
     let mut found = [Found::default(); 4];
     // SAFETY: the pages are ours and new, and an asynchronous registration needs no answerer.
-    let apart = unsafe { uffd::register(fds.uffd, range) }
+    let apart = fds
+        .uffd
+        .number()
+        .and_then(|fd| unsafe { uffd::register(fd, range) })
         .map_err(|errno| failed("UFFDIO_REGISTER", errno))
         .and_then(|()| {
-            pagemap::scan(fds.pagemap, Query::WRITTEN.checking(), range, &mut found)
+            fds.scan(Query::WRITTEN.checking(), range, &mut found)
                 .map_err(|errno| failed("the PAGEMAP_SCAN ioctl", errno))
         })
         .map(|scanned| {
@@ -108,16 +120,17 @@ pub(super) fn are_holes_apart(fds: Descriptors) -> Result<bool, Unavailable> {
     apart
 }
 
-/// The error of a request to a descriptor that is not (or no longer) of the right kind.
+/// The error of a request by a descriptor that is no longer ours.
 pub(super) fn is_lost(errno: Errno) -> bool {
-    matches!(errno.0, libc::EBADF | libc::ENOTTY)
+    errno.0 == libc::EBADF
 }
 
 /// Registers `range`; registering twice is harmless and keeps the state of the pages.
 pub(super) fn register(fds: Descriptors, range: PageRange) -> Result<(), RegionError> {
     // SAFETY: 1. the pages belong to the region, by the promise of whoever tracks it. 2. The
     // registration is asynchronous: no fault waits for an answer.
-    unsafe { uffd::register(fds.uffd, range) }.map_err(|errno| RegionError::System {
+    let registered = fds.uffd.number().and_then(|fd| unsafe { uffd::register(fd, range) });
+    registered.map_err(|errno| RegionError::System {
         step: "UFFDIO_REGISTER for write-protection",
         range,
         errno,
@@ -133,6 +146,7 @@ pub(super) fn register(fds: Descriptors, range: PageRange) -> Result<(), RegionE
 pub(super) fn release(fds: Descriptors, range: PageRange) {
     if !range.is_empty() {
         // ENOENT or EINVAL: no mapping there, so nothing is registered either.
-        let _ = uffd::unregister(fds.uffd, range);
+        // EBADF: with the userfaultfd gone, the kernel has done it.
+        let _ = fds.uffd.number().and_then(|fd| uffd::unregister(fd, range));
     }
 }

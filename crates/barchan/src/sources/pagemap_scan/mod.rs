@@ -15,15 +15,15 @@
 mod descriptors;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::descriptors::{Descriptors, are_holes_apart, is_lost, register, release};
 use super::Opened;
 use crate::bitmap;
 use crate::os::epoch;
 use crate::os::lock::EpochLock;
-use crate::os::pagemap::{self, Found, Query};
-use crate::os::uffd::{self, Protect};
+use crate::os::own::OwnCell;
+use crate::os::pagemap::{Found, Query};
 use crate::stats::{Counters, ScanTimer};
 use crate::write_tracker::{check_bitmap, check_inside};
 use crate::{
@@ -38,8 +38,8 @@ const FOUND: usize = 512;
 pub(crate) struct PagemapScan {
     /// The epoch that the descriptors belong to; written under `reopening` only.
     epoch: AtomicU64,
-    pagemap: AtomicI32,
-    uffd: AtomicI32,
+    pagemap: OwnCell,
+    uffd: OwnCell,
     reopening: EpochLock,
     /// Whether holes in the page tables have to be asked for by name on this kernel.
     holes_apart: bool,
@@ -52,8 +52,8 @@ impl PagemapScan {
         let holes_apart = are_holes_apart(fds).inspect_err(|_| fds.close())?;
         Ok(Self {
             epoch: AtomicU64::new(epoch::current()),
-            pagemap: AtomicI32::new(fds.pagemap),
-            uffd: AtomicI32::new(fds.uffd),
+            pagemap: OwnCell::new(fds.pagemap),
+            uffd: OwnCell::new(fds.uffd),
             reopening: EpochLock::new(),
             holes_apart,
             counters: Counters::new(),
@@ -62,10 +62,7 @@ impl PagemapScan {
 
     /// The descriptors; only for a caller that knows them to be of this epoch.
     fn fds(&self) -> Descriptors {
-        Descriptors {
-            pagemap: self.pagemap.load(Ordering::Relaxed),
-            uffd: self.uffd.load(Ordering::Relaxed),
-        }
+        Descriptors { pagemap: self.pagemap.get(), uffd: self.uffd.get() }
     }
 
     /// The descriptors of this process, opened anew after a fork.
@@ -77,8 +74,8 @@ impl PagemapScan {
         let _held = self.reopening.lock();
         if self.epoch.load(Ordering::Acquire) != now {
             let fds = Descriptors::open()?;
-            self.pagemap.store(fds.pagemap, Ordering::Relaxed);
-            self.uffd.store(fds.uffd, Ordering::Relaxed);
+            self.pagemap.set(fds.pagemap);
+            self.uffd.set(fds.uffd);
             self.epoch.store(now, Ordering::Release);
         }
         Ok(self.fds())
@@ -105,13 +102,13 @@ impl PagemapScan {
         // If it cannot be had, everything stays dirty, and the next collection tries again.
         match lost {
             Lost::Pagemap if now.pagemap == was.pagemap => {
-                if let Ok(pagemap) = pagemap::open() {
-                    self.pagemap.store(pagemap, Ordering::Relaxed);
+                if let Ok(pagemap) = Descriptors::open_pagemap() {
+                    self.pagemap.set(pagemap);
                 }
             }
             Lost::Uffd if now.uffd == was.uffd => {
                 if let Ok(uffd) = Descriptors::open_uffd() {
-                    self.uffd.store(uffd, Ordering::Relaxed);
+                    self.uffd.set(uffd);
                 }
             }
             _ => {}
@@ -208,7 +205,7 @@ impl PagemapScanRegion {
         let mut dirty = 0;
         while at < range.end() {
             let rest = PageRange::between(at, range.end());
-            let (filled, walked_to) = match pagemap::scan(fds.pagemap, query, rest, &mut found) {
+            let (filled, walked_to) = match fds.scan(query, rest, &mut found) {
                 Ok(scanned) if scanned.walked_to > at => (scanned.filled, scanned.walked_to),
                 Ok(_) => return dirty + self.give_up(fds, range, rest, bits, None),
                 Err(errno) => return dirty + self.give_up(fds, range, rest, bits, Some(errno)),
@@ -266,7 +263,7 @@ impl PagemapScanRegion {
         let mut at = range.start();
         while at < range.end() {
             let rest = PageRange::between(at, range.end());
-            let scanned = pagemap::scan(fds.pagemap, Query::EVERY.protecting(), rest, &mut [])?;
+            let scanned = fds.scan(Query::EVERY.protecting(), rest, &mut [])?;
             if scanned.walked_to <= at {
                 return Err(Errno(libc::EINVAL));
             }
@@ -323,12 +320,11 @@ impl WriteTracker for PagemapScanRegion {
         if range.is_empty() {
             return Ok(());
         }
-        match uffd::write_protect(fds.uffd, range, Protect::Off) {
+        match fds.unprotect(range) {
             // A mapping in the range is not registered, so nothing in it is protected; registering
             // anew lets the rest be disarmed.
-            Err(Errno(libc::ENOENT)) => {
-                register(fds, range)?;
-                uffd::write_protect(fds.uffd, range, Protect::Off)
+            Err(errno) if errno.0 == libc::ENOENT || is_lost(errno) => {
+                self.register_again(fds, range)?.unprotect(range)
             }
             other => other,
         }
@@ -373,21 +369,21 @@ impl WriteTracker for PagemapScanRegion {
         if range.is_empty() {
             return Ok(());
         }
-        register(fds, range)?;
+        self.register_again(fds, range)?;
         // Parts that were not replaced may still be armed.
         self.disarm(range)
     }
 
     unsafe fn resize(&mut self, bounds: PageRange) -> Result<(), RegionError> {
         let old = self.range;
-        if let Some(fds) = self.attached() {
+        if let Some(mut fds) = self.attached() {
             let below = PageRange::between(bounds.start(), old.start().min(bounds.end()));
             let above = PageRange::between(old.end().max(bounds.start()), bounds.end());
             if !below.is_empty() {
-                register(fds, below)?;
+                fds = self.register_again(fds, below)?;
             }
             if !above.is_empty() {
-                register(fds, above).inspect_err(|_| release(fds, below))?;
+                fds = self.register_again(fds, above).inspect_err(|_| release(fds, below))?;
             }
             release(fds, PageRange::between(old.start(), bounds.start().min(old.end())));
             release(fds, PageRange::between(bounds.end().max(old.start()), old.end()));
