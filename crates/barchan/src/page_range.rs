@@ -134,6 +134,14 @@ impl PageRange {
         Self { start: self.start + first * PAGE_SIZE, pages: count }
     }
 
+    /// Pieces of at most `pages` pages, each with the index of its first page.
+    #[cfg(feature = "std")]
+    pub(crate) fn chunks(self, pages: usize) -> impl Iterator<Item = (usize, Self)> {
+        (0..self.pages)
+            .step_by(pages)
+            .map(move |first| (first, self.slice(first, pages.min(self.pages - first))))
+    }
+
     /// The index in this range of the page at `address`, which must not lie before the start.
     #[cfg(feature = "std")]
     #[must_use]

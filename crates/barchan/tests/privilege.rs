@@ -255,7 +255,7 @@ fn a_program_that_closes_all_descriptors_costs_one_collection() {
         Files::OtherPagemap,
         Files::Pipes,
     ];
-    for source in Source::ALL.into_iter().filter(|&s| s == Source::PagemapScan) {
+    for source in [Source::PagemapScan, Source::Userfaultfd] {
         if tracker(source).is_none() {
             continue;
         }
@@ -291,6 +291,57 @@ fn a_program_that_closes_all_descriptors_costs_one_collection() {
             });
         }
     }
+}
+
+/// As the first test above, with the regions inherited: the child begins a monitor of its own.
+#[test]
+fn a_child_that_closes_all_descriptors_first_is_tracked() {
+    let _alone = alone();
+    for source in [Source::PagemapScan, Source::Userfaultfd] {
+        let Some(tracker) = tracker(source) else { continue };
+        let memory = Memory::touched(20);
+        let region = memory.track(&tracker);
+        collect(&region);
+        in_child("closefrom in a child", || {
+            // SAFETY: as above.
+            (3..200).for_each(|fd| assert!(unsafe { libc::close(fd) } <= 0));
+            let fds = Files::Pipes.open();
+            assert_eq!(collect(&region).len(), 20);
+            memory.write(7);
+            assert_eq!(collect(&region), [7]);
+            drop((region, tracker));
+            (0..20).for_each(|page| memory.write(page));
+            Files::Pipes.assert_untouched(&fds);
+            true
+        });
+    }
+}
+
+/// No descriptor of the monitor's is in the program's table, and none of the program's in its own:
+/// a pipe ends when the program closes it.
+#[test]
+fn the_monitor_holds_no_file_of_the_program() {
+    let _alone = alone();
+    if tracker(Source::Userfaultfd).is_none() {
+        return;
+    }
+    in_child("a pipe that ends", || {
+        let mut pair = [0; 2];
+        // SAFETY: a live pair.
+        assert_eq!(unsafe { libc::pipe2(pair.as_mut_ptr(), libc::O_NONBLOCK) }, 0);
+        let before = std::fs::read_dir("/proc/self/fd").expect("/proc").count();
+        let tracker = tracker(Source::Userfaultfd).expect("as in the parent");
+        assert_eq!(std::fs::read_dir("/proc/self/fd").expect("/proc").count(), before);
+        let memory = Memory::touched(20);
+        let region = memory.track(&tracker);
+        collect(&region);
+        // SAFETY: the test's own descriptors and buffer.
+        let end = unsafe {
+            libc::close(pair[1]);
+            libc::read(pair[0], [0u8; 1].as_mut_ptr().cast(), 1)
+        };
+        end == 0
+    });
 }
 
 #[test]

@@ -199,11 +199,10 @@ pub(crate) fn write(fd: i32, bytes: &[u8]) -> Result<usize, Errno> {
     unsafe { syscall(libc::SYS_write, [fd_arg(fd), bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]) }
 }
 
-/// A new event counter (close-on-exec).
-pub(crate) fn eventfd() -> Result<i32, Errno> {
-    // SAFETY: numbers only; it makes a descriptor.
-    unsafe { syscall(libc::SYS_eventfd2, [0, libc::EFD_CLOEXEC as usize, 0, 0, 0, 0]) }
-        .map(|fd| fd as i32)
+/// Closes all descriptors from `first` to `last` (Linux 5.9).
+pub(crate) fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    // SAFETY: numbers only; whose the descriptors are is for the caller to know.
+    unsafe { syscall(libc::SYS_close_range, [first as usize, last as usize, 0, 0, 0, 0]) }.map(drop)
 }
 
 /// Waits until one of `fds` has something to say.
@@ -219,6 +218,15 @@ pub(crate) fn futex_wait(word: &core::sync::atomic::AtomicU32, value: u32) {
     // SAFETY: the word is live; no timeout.
     let _ = unsafe {
         syscall(libc::SYS_futex, [address, libc::FUTEX_WAIT as usize, value as usize, 0, 0, 0])
+    };
+}
+
+/// Wakes whoever waits for `word`.
+pub(crate) fn futex_wake(word: &core::sync::atomic::AtomicU32) {
+    let address = core::ptr::from_ref(word) as usize;
+    // SAFETY: the word is live; it is not changed.
+    let _ = unsafe {
+        syscall(libc::SYS_futex, [address, libc::FUTEX_WAKE as usize, i32::MAX as usize, 0, 0, 0])
     };
 }
 

@@ -93,13 +93,6 @@ struct MprotectRegion {
     counters: &'static Counters,
 }
 
-/// The chunks of `range`, each with the index of its first page.
-fn chunks(range: PageRange) -> impl Iterator<Item = (usize, PageRange)> {
-    (0..range.pages())
-        .step_by(CHUNK)
-        .map(move |first| (first, range.slice(first, CHUNK.min(range.pages() - first))))
-}
-
 impl WriteTracker for MprotectRegion {
     fn source(&self) -> Source {
         Source::Mprotect
@@ -137,7 +130,7 @@ impl WriteTracker for MprotectRegion {
             return Ok(());
         }
         let mut chunk: ChunkBits = [0; CHUNK / 64];
-        for (first, part) in chunks(range) {
+        for (first, part) in range.chunks(CHUNK) {
             self.state.copy_bits(self.range().index_of(part.start()), part.pages(), &mut chunk);
             bitmap::or_into(bits, first, &chunk, part.pages());
         }
@@ -149,7 +142,7 @@ impl WriteTracker for MprotectRegion {
         let _timer = ScanTimer::start(self.counters);
         let mut dirty = 0;
         let mut chunk: ChunkBits = [0; CHUNK / 64];
-        for (first, part) in chunks(range) {
+        for (first, part) in range.chunks(CHUNK) {
             let collected = self.state.collect_chunk(part, &mut chunk);
             // The caller's bitmap may itself be tracked memory: it is written with the lock free.
             dirty += bitmap::or_into(bits, first, &chunk, part.pages());

@@ -1,5 +1,17 @@
-//! The thread that answers the faults of a synchronous userfaultfd: lift the protection of the
-//! page, wake whoever waits.
+//! The thread that answers the faults of a synchronous userfaultfd (lift the protection of the
+//! page, wake whoever waits), and that does for the regions whatever takes a descriptor.
+//!
+//! The descriptors lie in a table of the thread's own, and in no other: no number of theirs is
+//! known to the program, which may close all its descriptors (as daemons do) and open others, and
+//! cannot reach ours; nor does a forked child inherit them. So a registration lasts as long as its
+//! monitor, and no fault is left without somebody to answer it.
+//!
+//! A request is therefore passed through memory, and the bell that wakes the thread is a fault too:
+//! two pages of its own are registered with the same userfaultfd, one of them protected. To ask is
+//! to leave the request, give it the next number and store to the protected page; the thread finds
+//! the fault among the others, does what is asked, protects the other page for the next request,
+//! and lifts the protection. So the caller goes on when it has its answer. If the store ever went
+//! through unanswered, the number of the last answer would tell, and that is an error.
 //!
 //! It is a bare `clone`, not a pthread: it is also made in a forked child, inside a stopped world,
 //! where `pthread_create` might wait for the heap's lock forever; and no collector should find it
@@ -7,64 +19,121 @@
 //! no `errno`, no allocation, no panic, only system calls. It never touches tracked memory (nobody
 //! would answer). All signals are blocked in it.
 
+use core::cell::UnsafeCell;
 use core::ffi::c_void;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::descriptors::{CHUNK, ChunkBits, Descriptors, Refused};
 use crate::os::uffd::{self, Message, Protect};
 use crate::os::{epoch, syscall};
 use crate::stats::Counters;
 use crate::{Errno, PAGE_SIZE, PageRange};
 
-const STACK_BYTES: usize = 16 * PAGE_SIZE;
+/// From the lowest address on: a guard, the stack, the bells, a page for [`Shared`].
+const STACK_PAGES: usize = 16;
+const ALL_PAGES: usize = 1 + STACK_PAGES + 2 + 1;
+
+/// What a region wants of the kernel.
+#[derive(Clone, Copy)]
+pub(super) enum Request {
+    Register(PageRange),
+    Release(PageRange),
+    Protect(PageRange, Protect),
+    /// Of at most a chunk: which pages are dirty; they are protected if `reset`.
+    Scan {
+        range: PageRange,
+        reset: bool,
+    },
+    /// Ends the thread.
+    Stop,
+}
+
+/// What came of it; the bits are those of a scan.
+struct Answer {
+    done: Result<(), Refused>,
+    bits: ChunkBits,
+}
 
 /// What the thread works with; it lives as long as the thread.
 struct Shared {
-    uffd: i32,
-    /// Readable once the thread is to end.
-    stop: i32,
+    fds: Descriptors,
+    bells: PageRange,
+    counters: &'static Counters,
+    /// 0 until the thread has its own table, then 1 plus the error number of that.
+    started: AtomicU32,
     /// The thread's id; the kernel sets it to 0 and wakes waiters when the thread has ended.
     thread: AtomicU32,
-    counters: &'static Counters,
+    /// The number of the last request, written after `request`.
+    asked: AtomicU64,
+    request: UnsafeCell<Request>,
+    /// The number of the last answer, written after `answer`.
+    answered: AtomicU64,
+    answer: UnsafeCell<Answer>,
 }
+
+impl Shared {
+    /// The page that request `number` rings.
+    fn bell(&self, number: u64) -> PageRange {
+        self.bells.slice((number % 2) as usize, 1)
+    }
+}
+
+const _: () = assert!(size_of::<Shared>() <= PAGE_SIZE);
 
 /// A running monitor; ends when dropped.
 pub(super) struct Monitor {
     shared: *mut Shared,
-    stack: usize,
+    memory: PageRange,
     /// The process that the thread runs in.
     epoch: u64,
 }
 
-// SAFETY: 1. the pointer is to a structure of atomics and constants, freed only by drop after the
-// thread has ended. 2. Nothing in it is bound to the thread that made it.
+// SAFETY: 1. the pointer is to a structure freed only by drop after the thread has ended. 2.
+// Nothing in it is bound to the thread that made it.
 unsafe impl Send for Monitor {}
-// SAFETY: as for Send; no method takes `&self`.
-unsafe impl Sync for Monitor {}
 
 impl Monitor {
-    /// Starts the thread for `uffd`. Maps memory, and allocates nothing on the heap.
-    pub(super) fn start(uffd: i32, counters: &'static Counters) -> Result<Self, Errno> {
-        let stop = syscall::eventfd()?;
-        let abandon = |errno| {
-            // SAFETY: opened above.
-            unsafe { syscall::close(stop) };
-            errno
-        };
-        // The lowest page is the guard, and the structure lies at the top, above the stack.
-        let bytes = STACK_BYTES + 2 * PAGE_SIZE;
+    /// Starts the thread, which takes `fds` into its table; in the caller's they are closed, also
+    /// on an error. Maps memory, and allocates nothing on the heap.
+    pub(super) fn start(fds: Descriptors, counters: &'static Counters) -> Result<Self, Refused> {
+        let started = Self::start_with(fds, counters);
+        fds.close();
+        started
+    }
+
+    fn start_with(fds: Descriptors, counters: &'static Counters) -> Result<Self, Refused> {
+        let step = "starting the monitor thread";
+        let bytes = ALL_PAGES * PAGE_SIZE;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let stack = syscall::mmap_anonymous(bytes, prot, libc::MAP_NORESERVE).map_err(abandon)?;
+        let start = syscall::mmap_anonymous(bytes, prot, 0).map_err(|errno| (step, errno))?;
+        let memory = PageRange::between(start, start + bytes);
+        let bells = memory.slice(1 + STACK_PAGES, 2);
+        let shared = memory.slice(ALL_PAGES - 1, 1).start() as *mut Shared;
+        // SAFETY: 1. the page is ours and writable. 2. It is aligned and large enough.
+        unsafe {
+            shared.write(Shared {
+                fds,
+                bells,
+                counters,
+                started: AtomicU32::new(0),
+                thread: AtomicU32::new(1),
+                asked: AtomicU64::new(0),
+                request: UnsafeCell::new(Request::Stop),
+                answered: AtomicU64::new(0),
+                answer: UnsafeCell::new(Answer { done: Ok(()), bits: [0; CHUNK / 64] }),
+            });
+        }
+        let monitor = Self { shared, memory, epoch: epoch::current() };
         // SAFETY: the page is ours and new.
-        let _ = unsafe {
-            syscall::mprotect(PageRange::between(stack, stack + PAGE_SIZE), libc::PROT_NONE)
-        };
-        let top = stack + bytes - PAGE_SIZE;
-        let shared = top as *mut Shared;
-        // SAFETY: 1. the top page is ours and writable. 2. It is aligned and large enough.
-        unsafe { shared.write(Shared { uffd, stop, thread: AtomicU32::new(1), counters }) };
+        let _ = unsafe { syscall::mprotect(memory.slice(0, 1), libc::PROT_NONE) };
+        for bell in [0, 1] {
+            // Kernels before 6.4 protect only pages that are there.
+            // SAFETY: ours and writable.
+            unsafe { (bells.slice(bell, 1).start() as *mut u64).write_volatile(0) };
+        }
+        // Without CLONE_FILES: the table is a copy.
         let flags = libc::CLONE_VM
             | libc::CLONE_FS
-            | libc::CLONE_FILES
             | libc::CLONE_SIGHAND
             | libc::CLONE_THREAD
             | libc::CLONE_SYSVSEM
@@ -75,7 +144,7 @@ impl Monitor {
         let id = unsafe {
             libc::clone(
                 run,
-                top as *mut c_void,
+                bells.start() as *mut c_void,
                 flags,
                 shared.cast::<c_void>(),
                 core::ptr::null_mut::<libc::pid_t>(),
@@ -86,72 +155,153 @@ impl Monitor {
         let failed = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EAGAIN);
         syscall::set_signal_mask(old);
         if id < 0 {
-            // SAFETY: mapped above; there is no thread.
-            unsafe { syscall::munmap(stack, bytes) };
-            return Err(abandon(Errno(failed)));
+            monitor.shared().thread.store(0, Ordering::Relaxed);
+            monitor.free();
+            return Err((step, Errno(failed)));
         }
-        Ok(Self { shared, stack, epoch: epoch::current() })
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        if self.epoch != epoch::current() {
-            // A forked child has the memory and no thread; its stop descriptor may have become
-            // some other file by now, so it is left alone.
-            return;
-        }
-        // SAFETY: the structure lives until the end of this function.
-        let shared = unsafe { &*self.shared };
-        if syscall::write(shared.stop, &1u64.to_ne_bytes()).is_err() {
-            // Somebody closed the descriptor behind our back: the thread and its stack stay.
-            return;
-        }
+        let started = &monitor.shared().started;
         loop {
-            match shared.thread.load(Ordering::Acquire) {
-                0 => break,
-                id => syscall::futex_wait(&shared.thread, id),
+            match started.load(Ordering::Acquire) {
+                0 => syscall::futex_wait(started, 0),
+                1 => return Ok(monitor),
+                errno => {
+                    monitor.free();
+                    return Err((
+                        "giving the monitor thread descriptors of its own",
+                        Errno(errno as i32 - 1),
+                    ));
+                }
             }
         }
-        // SAFETY: 1. ours. 2. The thread has ended, and with it every use of the stack.
-        unsafe {
-            syscall::close(shared.stop);
-            syscall::munmap(self.stack, STACK_BYTES + 2 * PAGE_SIZE);
+    }
+
+    fn shared(&self) -> &Shared {
+        // SAFETY: the structure lives until `free`, which takes the monitor.
+        unsafe { &*self.shared }
+    }
+
+    /// Has the thread do `request` and returns when it is done, with the bits of a scan in `bits`.
+    ///
+    /// Only for the process that started the thread, one caller at a time, with signals blocked.
+    pub(super) fn ask(&mut self, request: Request, bits: &mut ChunkBits) -> Result<(), Refused> {
+        let shared = self.shared();
+        let number = shared.asked.load(Ordering::Relaxed) + 1;
+        // SAFETY: the thread reads it once it sees the next number, and has done so for the last.
+        unsafe { *shared.request.get() = request };
+        shared.asked.store(number, Ordering::SeqCst);
+        // SAFETY: 1. the page is ours, mapped and aligned. 2. Nobody reads it.
+        let bell = unsafe { &*(shared.bell(number).start() as *const AtomicU64) };
+        bell.store(number, Ordering::SeqCst);
+        if shared.answered.load(Ordering::SeqCst) != number {
+            return Err(("asking the monitor thread", Errno(libc::EIO)));
+        }
+        // SAFETY: the thread writes it only between a request and its answer.
+        let answer = unsafe { &*shared.answer.get() };
+        *bits = answer.bits;
+        answer.done
+    }
+
+    /// Waits until the thread has ended, and unmaps its memory.
+    fn free(self) {
+        let thread = &self.shared().thread;
+        loop {
+            match thread.load(Ordering::Acquire) {
+                0 => break,
+                id => syscall::futex_wait(thread, id),
+            }
+        }
+        // SAFETY: 1. ours. 2. The thread has ended, and with it every use of the memory.
+        unsafe { syscall::munmap(self.memory.start(), self.memory.len_bytes()) };
+    }
+
+    /// Ends the thread, and with it its descriptors. In a forked child there is no thread, and the
+    /// memory stays; so it does if the thread does not answer.
+    pub(super) fn stop(mut self) {
+        if self.epoch == epoch::current() && self.ask(Request::Stop, &mut [0; CHUNK / 64]).is_ok() {
+            self.free();
         }
     }
 }
 
-/// The thread. It returns, and so ends, when told to or when a descriptor is gone; with the
-/// userfaultfd closed the kernel wakes all who wait.
+/// The thread. It returns, and so ends, when told to or when the kernel refuses the descriptors;
+/// with the userfaultfd closed the kernel wakes all who wait.
 extern "C" fn run(shared: *mut c_void) -> libc::c_int {
     // SAFETY: `start` passes a Shared that outlives the thread.
     let shared = unsafe { &*shared.cast::<Shared>() };
+    let fds = shared.fds;
+    let first = shared.bell(shared.asked.load(Ordering::Relaxed) + 1);
+    let prepared = fds
+        .close_others()
+        .and_then(|()| fds.register(shared.bells).map_err(|(_, errno)| errno))
+        .and_then(|()| uffd::write_protect(fds.uffd, first, Protect::On));
+    let started = prepared.err().map_or(0, |Errno(errno)| errno.unsigned_abs());
+    shared.started.store(started + 1, Ordering::Release);
+    syscall::futex_wake(&shared.started);
+    if started != 0 {
+        return 1;
+    }
     let mut messages = [Message::default(); 16];
-    let watch = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     loop {
-        let mut fds = [watch(shared.uffd), watch(shared.stop)];
-        match syscall::poll(&mut fds) {
-            Ok(_) => {}
-            Err(Errno(libc::EINTR)) => continue,
+        let mut watched = [libc::pollfd { fd: fds.uffd, events: libc::POLLIN, revents: 0 }];
+        match syscall::poll(&mut watched) {
+            Ok(_) | Err(Errno(libc::EINTR)) => {}
             Err(_) => return 1,
         }
-        let [faults, stop] = fds;
-        if stop.revents != 0 || faults.revents & (libc::POLLNVAL | libc::POLLHUP) != 0 {
-            return 0;
-        }
-        match uffd::next_faults(shared.uffd, &mut messages) {
-            Ok(n) => {
-                for page in messages.iter().take(n).filter_map(Message::page) {
-                    // Before the writer goes on, who may look at the counter.
-                    Counters::add(&shared.counters.faults, 1);
-                    if uffd::write_protect(shared.uffd, page, Protect::OffAndWake).is_err() {
-                        // The page went away meanwhile; whoever waits finds out for themselves.
-                        uffd::wake(shared.uffd, page);
-                    }
+        let faults = match uffd::next_faults(fds.uffd, &mut messages) {
+            Ok(faults) => faults,
+            Err(Errno(libc::EAGAIN | libc::EINTR)) => continue,
+            Err(_) => return 1,
+        };
+        for page in messages.iter().take(faults).filter_map(Message::page) {
+            if shared.bells.contains(&page) {
+                if !serve(shared, page) {
+                    return 0;
                 }
+                continue;
             }
-            Err(Errno(libc::EAGAIN | libc::EINTR)) => {}
-            Err(_) => return 1,
+            // Before the writer goes on, who may look at the counter.
+            Counters::add(&shared.counters.faults, 1);
+            if uffd::write_protect(fds.uffd, page, Protect::OffAndWake).is_err() {
+                // The page went away meanwhile; whoever waits finds out for themselves.
+                uffd::wake(fds.uffd, page);
+            }
         }
     }
+}
+
+/// The bell rang: does what is asked, and lets the caller go on. Whether the thread does.
+///
+/// A fault may be told twice; then there is no new request, and nothing to do but to wake.
+fn serve(shared: &Shared, rung: PageRange) -> bool {
+    let fds = &shared.fds;
+    let number = shared.asked.load(Ordering::SeqCst);
+    if shared.answered.load(Ordering::Relaxed) == number {
+        uffd::wake(fds.uffd, rung);
+        return true;
+    }
+    // SAFETY: the caller has left it before it gave the number, and waits.
+    let request = unsafe { *shared.request.get() };
+    // SAFETY: whoever asked reads it after the number below.
+    let answer = unsafe { &mut *shared.answer.get() };
+    answer.bits.fill(0);
+    answer.done = match request {
+        Request::Register(range) => fds.register(range),
+        Request::Release(range) => {
+            fds.release(range);
+            Ok(())
+        }
+        Request::Protect(range, what) => fds.protect(range, what),
+        Request::Scan { range, reset } => {
+            fds.scan(range, reset, &mut answer.bits, shared.counters);
+            Ok(())
+        }
+        Request::Stop => Ok(()),
+    };
+    // Without it the next request could not be heard. With the thread gone it finds itself
+    // unanswered, and everything is dirty.
+    let hears = uffd::write_protect(fds.uffd, shared.bell(number + 1), Protect::On).is_ok();
+    shared.answered.store(number, Ordering::SeqCst);
+    // What it could fail for (no such mapping) leaves nobody waiting.
+    let _ = uffd::write_protect(fds.uffd, shared.bell(number), Protect::OffAndWake);
+    hears && !matches!(request, Request::Stop)
 }
