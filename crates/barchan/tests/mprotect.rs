@@ -71,6 +71,140 @@ fn running_out_of_mappings_is_an_error_that_says_so() {
     assert!(peek(&region).contains(&6));
 }
 
+/// Mappings of the program's own, up to the limit.
+struct OutOfMappings(#[allow(dead_code)] Memory);
+
+impl OutOfMappings {
+    fn new() -> Self {
+        let memory = Memory::new(2 * ALTERNATING);
+        let failed = (1..2 * ALTERNATING).step_by(2).find(|&page| {
+            // SAFETY: the page is the test's, and not touched.
+            unsafe { libc::mprotect(memory.page(page).cast(), PAGE_SIZE, libc::PROT_READ) != 0 }
+        });
+        assert!(failed.is_some(), "vm.max_map_count is larger than this test knows of");
+        Self(memory)
+    }
+}
+
+/// Runs `body` in a child, where a crash is no crash of the test.
+#[track_caller]
+fn at_the_limit(what: &str, body: impl FnOnce(barchan::Tracker)) {
+    let _alone = alone();
+    let Some(tracker) = tracker(Source::Mprotect) else { return };
+    in_child(what, || {
+        body(tracker);
+        true
+    });
+}
+
+/// The kernel has joined their mappings, and to lift the protection of one takes two more.
+#[test]
+fn a_store_between_armed_regions_works_without_mappings() {
+    at_the_limit("three regions side by side", |tracker| {
+        let memory = Memory::touched(96);
+        let regions: Vec<_> = (0..3).map(|i| memory.track_part(&tracker, i * 32, 32)).collect();
+        regions.iter().for_each(|region| assert_eq!(collect(region).len(), 32));
+        let _limit = OutOfMappings::new();
+        memory.write(40);
+        assert!(tracker.stats().degraded > 0, "the store took no mapping");
+        assert!(peek(&regions[1]).contains(&8));
+        memory.write(5);
+        memory.write(70);
+        assert!(collect(&regions[0]).contains(&5));
+        assert!(peek(&regions[2]).contains(&6));
+        drop(regions);
+        (0..96).for_each(|page| memory.write(page));
+    });
+}
+
+/// More regions than the reserve is for.
+#[test]
+fn a_store_to_each_of_many_regions_works_without_mappings() {
+    at_the_limit("400 regions side by side", |tracker| {
+        let memory = Memory::touched(1200);
+        let regions: Vec<_> = (0..400).map(|i| memory.track_part(&tracker, i * 3, 3)).collect();
+        let mut bits = [0];
+        for region in &regions {
+            region.collect_and_reset(region.range(), &mut bits).expect("arming");
+        }
+        let _limit = OutOfMappings::new();
+        for round in 0..2 {
+            // Every other region, so that each keeps read-only neighbours.
+            (round..400).step_by(2).for_each(|i| memory.write(3 * i + 1));
+            for (i, region) in regions.iter().enumerate().skip(round).step_by(2) {
+                let mut again = [0];
+                bits = [0];
+                region.peek(region.range(), &mut bits).expect("peeking");
+                assert_ne!(bits[0] & 2, 0, "region {i}");
+                // It may be refused, and then all is dirty.
+                let _ = region.collect_and_reset(region.range(), &mut again);
+                assert_ne!(again[0] & 2, 0, "region {i}");
+            }
+        }
+        (0..1200).for_each(|page| memory.write(page));
+        for region in &regions {
+            bits = [0];
+            region.peek(region.range(), &mut bits).expect("peeking");
+            assert_eq!(bits, [7]);
+        }
+        drop(regions);
+        (0..1200).for_each(|page| memory.write(page));
+    });
+}
+
+#[test]
+fn a_region_is_given_back_writable_without_mappings() {
+    at_the_limit("one of two regions side by side", |tracker| {
+        let memory = Memory::touched(64);
+        let first = memory.track_part(&tracker, 0, 32);
+        let mut second = memory.track_part(&tracker, 32, 32);
+        collect(&first);
+        collect(&second);
+        let _limit = OutOfMappings::new();
+        drop(first);
+        (0..32).for_each(|page| memory.write(page));
+        collect(&second);
+        // SAFETY: the pages are the test's.
+        unsafe { second.resize(memory.range().slice(40, 10)) }.expect("resizing");
+        (32..64).for_each(|page| memory.write(page));
+        assert_eq!(peek(&second).len(), 10);
+    });
+}
+
+/// Read-only pages of the program's own border on each region: no neighbour to be unprotected with.
+#[test]
+fn what_cannot_be_unprotected_goes_on_working() {
+    at_the_limit("regions between read-only pages", |tracker| {
+        let memory = Memory::touched(3 * 100);
+        let ours = |i: usize| memory.range().slice(3 * i + 1, 1);
+        let regions: Vec<_> = (0..100).map(|i| memory.track_part(&tracker, 3 * i + 1, 1)).collect();
+        regions.iter().for_each(|region| assert_eq!(collect(region), [0]));
+        for page in (0..300).filter(|page| page % 3 != 1) {
+            let at = memory.page(page).cast();
+            // SAFETY: the page is the test's.
+            assert_eq!(unsafe { libc::mprotect(at, PAGE_SIZE, libc::PROT_READ) }, 0);
+        }
+        let limit = OutOfMappings::new();
+        memory.write(1);
+        assert_eq!(peek(&regions[0]), [0]);
+        drop(regions);
+        // SAFETY: the pages are the test's; some are still protected.
+        let refused = (0..100).filter(|&i| unsafe { tracker.track(ours(i)) }.is_err()).count();
+        assert!(refused > 0, "the reserve is larger than this test knows of");
+        drop(limit);
+        (0..50).for_each(|i| memory.write(3 * i + 1));
+        for i in 0..100 {
+            // SAFETY: as above.
+            let region = unsafe { tracker.track(ours(i)) }.expect("there are mappings again");
+            assert_eq!(collect(&region), [0]);
+            assert_eq!(collect(&region), []);
+            memory.write(3 * i + 1);
+            assert_eq!(collect(&region), [0]);
+        }
+        (0..100).for_each(|i| memory.write(3 * i + 1));
+    });
+}
+
 #[test]
 fn faults_of_the_program_kill_it_as_before() {
     let _alone = alone();

@@ -44,6 +44,17 @@ impl EpochLock {
         Held { lock: self, restore: None, inherited: self.acquire() }
     }
 
+    /// Takes the lock as [`Self::lock_with_signals_blocked`] does, for whoever takes many and has
+    /// no place to keep what holds them; [`Self::unlock`] gives it back.
+    pub(crate) fn lock_without_guard(&self) {
+        self.acquire();
+    }
+
+    /// Gives back what [`Self::lock_without_guard`] took.
+    pub(crate) fn unlock(&self) {
+        self.holder.store(0, Ordering::Release);
+    }
+
     fn acquire(&self) -> bool {
         let me = epoch::current();
         let mut spins = 0u32;

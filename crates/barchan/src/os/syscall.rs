@@ -124,6 +124,13 @@ pub(crate) unsafe fn madvise(range: PageRange, advice: i32) -> Result<(), Errno>
     .map(drop)
 }
 
+/// Writes `range` back to its files; of anonymous memory it says only whether it is mapped.
+pub(crate) fn msync(range: PageRange, flags: i32) -> Result<(), Errno> {
+    // SAFETY: numbers only; no byte of memory is changed.
+    unsafe { syscall(libc::SYS_msync, [range.start(), range.len_bytes(), flags as usize, 0, 0, 0]) }
+        .map(drop)
+}
+
 /// New private anonymous zeroed memory, somewhere.
 pub(crate) fn mmap_anonymous(bytes: usize, prot: i32, flags: i32) -> Result<usize, Errno> {
     let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags) as usize;

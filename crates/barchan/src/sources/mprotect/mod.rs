@@ -1,19 +1,21 @@
 //! `mprotect` and SIGSEGV: works on every kernel, and costs a signal for every first write.
 //!
 //! Limits, all the kernel's: every boundary between a clean and a dirty page is a mapping of its
-//! own, bounded by `vm.max_map_count` (at the bound the region becomes dirty as a whole and the
-//! call says so); and a system call that writes to a clean page fails with EFAULT, as no signal is
-//! sent for it.
+//! own, bounded by `vm.max_map_count` (at the bound the region becomes dirty as a whole, with its
+//! neighbours if need be, and a call says so); and a system call that writes to a clean page fails
+//! with EFAULT, as no signal is sent for it.
 //!
 //! `state` holds the dirty bits, `registry` finds them from a fault address, `handler` is the
-//! signal's side.
+//! signal's side, `reserve` is for the moment when there are no more mappings.
 
 mod handler;
 mod registry;
+mod reserve;
 mod state;
 
 use std::sync::Arc;
 
+use self::registry::Writer;
 use self::state::{CHUNK, ChunkBits, State};
 use super::Opened;
 use crate::bitmap;
@@ -39,6 +41,7 @@ impl Mprotect {
             errno: Some(errno),
             remedy: "allow the call rt_sigaction",
         })?;
+        reserve::fill();
         Ok(Self { counters: Box::leak(Box::new(Counters::new())) })
     }
 }
@@ -62,11 +65,23 @@ impl Opened for Mprotect {
     ) -> Result<Box<dyn WriteTracker>, RegionError> {
         let state = Arc::new(new_state(range, self.counters)?);
         registry::write(|writer| {
+            retire_abandoned(writer, range)?;
             let prepared = writer.prepare(None, Some(&state));
             writer.publish(prepared);
-        });
+            Ok(())
+        })
+        .map_err(|errno| refused(range, errno))?;
         Ok(Box::new(MprotectRegion { state, counters: self.counters }))
     }
+}
+
+/// Ends what is left in `range` of regions that could not be unprotected when they were dropped.
+fn retire_abandoned(writer: &mut Writer<'_>, range: PageRange) -> Result<(), Errno> {
+    while let Some(state) = writer.abandoned(range) {
+        let prepared = writer.prepare(Some(&state), None);
+        state.retire(None, || writer.publish(prepared))?;
+    }
+    Ok(())
 }
 
 fn new_state(range: PageRange, counters: &'static Counters) -> Result<State, RegionError> {
@@ -163,6 +178,7 @@ impl WriteTracker for MprotectRegion {
     unsafe fn resize(&mut self, bounds: PageRange) -> Result<(), RegionError> {
         let next = Arc::new(new_state(bounds, self.counters)?);
         registry::write(|writer| {
+            retire_abandoned(writer, bounds)?;
             let prepared = writer.prepare(Some(&self.state), Some(&next));
             self.state.retire(Some(&next), || writer.publish(prepared))
         })
@@ -176,8 +192,10 @@ impl Drop for MprotectRegion {
     fn drop(&mut self) {
         registry::write(|writer| {
             let prepared = writer.prepare(Some(&self.state), None);
-            // If the protection cannot be lifted the state stays registered, leaked but working.
-            let _ = self.state.retire(None, || writer.publish(prepared));
+            if self.state.retire(None, || writer.publish(prepared)).is_err() {
+                // Its pages are still protected, and the registry keeps it for their faults.
+                self.state.abandon();
+            }
         });
     }
 }

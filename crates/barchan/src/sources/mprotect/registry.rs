@@ -9,9 +9,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
-use super::state::State;
+use super::state::{self, State};
 use crate::os::lock::ForkMutex;
 use crate::os::{epoch, syscall};
+use crate::{Errno, PageRange};
 
 /// The regions of all mprotect trackers of the process, sorted by address.
 struct Snapshot {
@@ -31,10 +32,19 @@ static COUNTED_IN: AtomicU64 = AtomicU64::new(0);
 const PATIENCE: usize = 10_000;
 
 /// Calls `f` with the region that holds `address`, if any. Async-signal-safe if `f` is.
+pub(super) fn with<R>(address: usize, f: impl FnOnce(&State) -> R) -> Option<R> {
+    with_regions(|regions| {
+        let after = regions.partition_point(|r| r.range().start() <= address);
+        let region = &**regions.get(after.checked_sub(1)?)?;
+        (address < region.range().end()).then(|| f(region))
+    })
+}
+
+/// Calls `f` with all regions. Async-signal-safe if `f` is.
 ///
 /// All counters are sequentially consistent: a handler that reads the old array has added itself
 /// before the writer's flip in the one total order, so the writer sees it.
-pub(super) fn with<R>(address: usize, f: impl FnOnce(&State) -> R) -> Option<R> {
+fn with_regions<R>(f: impl FnOnce(&[Arc<State>]) -> R) -> R {
     let mine = loop {
         let generation = GENERATION.load(SeqCst);
         let counter = &READERS[generation % 2];
@@ -47,11 +57,7 @@ pub(super) fn with<R>(address: usize, f: impl FnOnce(&State) -> R) -> Option<R> 
     let snapshot = CURRENT.load(SeqCst);
     // SAFETY: 1. null, or a leaked box that `replace` published. 2. It is freed only after this
     // handler has left its counter.
-    let result = unsafe { snapshot.as_ref() }.and_then(|snapshot| {
-        let after = snapshot.regions.partition_point(|r| r.range().start() <= address);
-        let region = &**snapshot.regions.get(after.checked_sub(1)?)?;
-        (address < region.range().end()).then(|| f(region))
-    });
+    let result = f(unsafe { snapshot.as_ref() }.map_or(&[], |snapshot| &snapshot.regions));
     mine.fetch_sub(1, SeqCst);
     result
 }
@@ -60,6 +66,46 @@ pub(super) fn with<R>(address: usize, f: impl FnOnce(&State) -> R) -> Option<R> 
 /// a page: while it stays, an address without a region is protected by nobody here.
 pub(super) fn version() -> usize {
     VERSION.load(SeqCst)
+}
+
+/// Makes `of` writable and dirty, together with the regions that border on it, and with those that
+/// border on these: for a process that is out of mappings. The kernel joins the mappings of
+/// regions side by side that are all read-only, and to lift the protection of one of them takes two
+/// mappings more; of all of them, none (but where the program's own read-only pages border on them,
+/// for which there is the reserve).
+///
+/// No region's lock is held by the caller. The locks are taken in the order of the addresses, so
+/// two that do this do not wait for each other; all others hold one at a time. A region that is
+/// retired is found out by the version: it is published under its lock.
+pub(super) fn unprotect_run(of: &State) -> Result<(), Errno> {
+    let mask = syscall::set_signal_mask(syscall::ALL_SIGNALS);
+    let result = loop {
+        let before = version();
+        let done = with_regions(|regions| {
+            let Some(at) = regions.iter().position(|r| core::ptr::eq(&raw const **r, of)) else {
+                // Retired meanwhile, hence writable, or another's.
+                return Some(Ok(()));
+            };
+            let borders = |i: usize| regions[i].range().end() == regions[i + 1].range().start();
+            let first = (0..at).rev().take_while(|&i| borders(i)).last().unwrap_or(at);
+            let last = (at..regions.len() - 1).take_while(|&i| borders(i)).last();
+            let run = &regions[first..=last.map_or(at, |i| i + 1)];
+            run.iter().for_each(|region| region.hold());
+            let lifted = (version() == before).then(|| {
+                state::lift(PageRange::between(
+                    run[0].range().start(),
+                    run[run.len() - 1].range().end(),
+                ))
+            });
+            run.iter().for_each(|region| region.release(lifted));
+            lifted
+        });
+        if let Some(result) = done {
+            break result;
+        }
+    };
+    syscall::set_signal_mask(mask);
+    result
 }
 
 /// The right to change the registry; one holder at a time.
@@ -97,6 +143,13 @@ pub(super) fn write<R>(f: impl FnOnce(&mut Writer<'_>) -> R) -> R {
 }
 
 impl Writer<'_> {
+    /// A region with pages in `range` whose owner has gone, and which could not be unprotected.
+    pub(super) fn abandoned(&self, range: PageRange) -> Option<Arc<State>> {
+        with_regions(|regions| {
+            regions.iter().find(|r| r.is_abandoned() && r.range().overlaps(&range)).cloned()
+        })
+    }
+
     /// The array that is wanted, with `new` added and `old` removed.
     pub(super) fn prepare(
         &mut self,

@@ -9,10 +9,13 @@
 //! finds the bit clear, sets it, and makes the page writable.
 //!
 //! Nothing here hangs when the kernel runs out of mappings (`vm.max_map_count`): the whole region
-//! is made writable, which merges its mappings into one, and all its pages are dirty.
+//! is made writable, which merges its mappings into one, and all its pages are dirty. Where even
+//! that takes more mappings, as its ends are shared with read-only neighbours, there is the
+//! `reserve`; and if others took it, the neighbours become writable with it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::{registry, reserve};
 use crate::bitmap;
 use crate::os::lock::{EpochLock, Held};
 use crate::os::mapping::Words;
@@ -46,6 +49,11 @@ pub(super) struct State {
     epoch: AtomicU64,
     /// Replaced by a resized copy: whoever finds this one looks again. Changed under `lock`.
     replaced: AtomicBool,
+    /// Pages may be read-only whose bits are set: there were no mappings to unprotect them with.
+    /// Changed under `lock`.
+    left_protected: AtomicBool,
+    /// Its owner has gone, and it could not be unprotected: it stays, and goes on working.
+    abandoned: AtomicBool,
     counters: &'static Counters,
 }
 
@@ -59,6 +67,8 @@ impl State {
             lock: EpochLock::new(),
             epoch: AtomicU64::new(epoch::current()),
             replaced: AtomicBool::new(false),
+            left_protected: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             counters,
         };
         state.set_all();
@@ -132,33 +142,74 @@ impl State {
             self.protect(self.range.slice(first, last + 1 - first), READ_WRITE)?;
             self.protect(self.range, READ_WRITE)
         });
-        self.set_all();
+        let result = result.or_else(|_| lift(self.range));
+        self.all_became_dirty(result.is_ok());
         result
     }
 
-    /// As [`Self::unprotect_all`], counted.
-    fn degrade(&self) -> Result<(), Errno> {
-        Counters::add(&self.counters.degraded, 1);
-        self.unprotect_all()
+    /// All bits are set, in this process; `lifted`: and all pages are writable.
+    fn all_became_dirty(&self, lifted: bool) {
+        self.set_all();
+        self.left_protected.store(!lifted, Ordering::Relaxed);
+        self.epoch.store(epoch::current(), Ordering::Release);
     }
 
-    /// In a forked child, the first holder of the lock starts over: all pages writable and dirty.
-    fn adopt(&self, held: &Held<'_>) -> Result<(), Errno> {
-        if held.inherited || !self.is_current() {
-            self.unprotect_all()?;
-            self.epoch.store(epoch::current(), Ordering::Release);
+    /// As [`Self::unprotect_all`], together with the neighbours if need be; gives back the lock.
+    fn give_up(&self, held: Held<'_>) -> Result<(), Errno> {
+        let result = self.unprotect_all();
+        drop(held);
+        result.or_else(|_| registry::unprotect_run(self))
+    }
+
+    /// As [`Self::give_up`], counted.
+    fn degrade(&self, held: Held<'_>) -> Result<(), Errno> {
+        Counters::add(&self.counters.degraded, 1);
+        self.give_up(held)
+    }
+
+    /// Takes the lock for [`Self::release`], with signals blocked.
+    pub(super) fn hold(&self) {
+        self.lock.lock_without_guard();
+    }
+
+    /// Gives back the lock after an attempt, if there was one, to make the region writable as a
+    /// part of something larger. Where it failed it may have been done in part.
+    pub(super) fn release(&self, lifted: Option<Result<(), Errno>>) {
+        if let Some(lifted) = lifted {
+            self.all_became_dirty(lifted.is_ok());
         }
-        Ok(())
+        self.lock.unlock();
+    }
+
+    /// Says that nobody owns the region any more.
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    /// Takes the lock. In a forked child, the first holder starts over: all writable and dirty.
+    fn enter(&self) -> Result<Held<'_>, Errno> {
+        loop {
+            let held = self.lock.lock();
+            if !held.inherited && self.is_current() {
+                return Ok(held);
+            }
+            self.give_up(held)?;
+        }
     }
 
     /// A store to `address`, within the region, faulted. All signals are blocked.
     pub(super) fn on_fault(&self, address: usize) -> Fault {
+        let resolved = |done: Result<(), Errno>| match done {
+            Ok(()) => Fault::Resolved,
+            Err(_) => Fault::Foreign,
+        };
         let held = self.lock.lock_with_signals_blocked();
         if held.inherited || !self.is_current() {
-            return match self.adopt(&held) {
-                Ok(()) => Fault::Resolved,
-                Err(_) => Fault::Foreign,
-            };
+            return resolved(self.give_up(held));
         }
         if self.replaced.load(Ordering::Relaxed) {
             return Fault::Resolved;
@@ -171,34 +222,37 @@ impl State {
             // Where the kernel cannot say, its owner's promise that it is writable is enforced,
             // rather than faulting forever.
             let writable = is_writable(at).unwrap_or_else(|| self.protect(at, READ_WRITE).is_ok());
-            return if writable { Fault::Resolved } else { Fault::Foreign };
+            return match writable {
+                true => Fault::Resolved,
+                false if self.left_protected.load(Ordering::Relaxed) => {
+                    resolved(self.give_up(held))
+                }
+                false => Fault::Foreign,
+            };
         }
         self.put(page, 1, true);
         Counters::add(&self.counters.faults, 1);
-        match self.protect(at, READ_WRITE).or_else(|_| self.degrade()) {
-            Ok(()) => Fault::Resolved,
-            Err(_) => Fault::Foreign,
-        }
+        resolved(self.protect(at, READ_WRITE).or_else(|_| self.degrade(held)))
     }
 
     /// Makes `range` clean.
     pub(super) fn arm(&self, range: PageRange) -> Result<(), Errno> {
-        let held = self.lock.lock();
-        self.adopt(&held)?;
+        let held = self.enter()?;
         if let Err(errno) = self.protect(range, libc::PROT_READ) {
-            self.degrade()?;
+            self.degrade(held)?;
             return Err(errno);
         }
         self.put(self.range.index_of(range.start()), range.pages(), false);
+        drop(held);
+        reserve::fill();
         Ok(())
     }
 
     /// Makes `range` dirty.
     pub(super) fn disarm(&self, range: PageRange) -> Result<(), Errno> {
-        let held = self.lock.lock();
-        self.adopt(&held)?;
+        let held = self.enter()?;
         self.put(self.range.index_of(range.start()), range.pages(), true);
-        self.protect(range, READ_WRITE).or_else(|_| self.degrade())
+        self.protect(range, READ_WRITE).or_else(|_| self.degrade(held))
     }
 
     /// Takes the dirty bits of `range`, at most [`CHUNK`] pages, and makes those pages clean.
@@ -206,16 +260,17 @@ impl State {
     /// On an error the whole region has become dirty, and so is every bit of the answer.
     pub(super) fn collect_chunk(&self, range: PageRange, out: &mut ChunkBits) -> Result<(), Errno> {
         let first = self.range.index_of(range.start());
-        let held = self.lock.lock();
-        let collected = self.adopt(&held).and_then(|()| {
+        let collected = self.enter().and_then(|held| {
             self.copy_bits(first, range.pages(), out);
             for (run, count) in bitmap::runs(&*out, range.pages()) {
                 if let Err(errno) = self.protect(range.slice(run, count), libc::PROT_READ) {
-                    self.degrade()?;
+                    self.degrade(held)?;
                     return Err(errno);
                 }
                 self.put(first + run, count, false);
             }
+            drop(held);
+            reserve::fill();
             Ok(())
         });
         if collected.is_err() {
@@ -225,10 +280,10 @@ impl State {
     }
 
     /// Ends this state in favour of `next` (which has other bounds and takes over the bits of the
-    /// pages in both), or of nothing. `publish` makes the change visible to handlers.
+    /// pages in both), or of nothing. `publish` makes the change visible to handlers; without it
+    /// (on an error) the state stays as it is, to be found and to resolve faults.
     pub(super) fn retire(&self, next: Option<&Self>, publish: impl FnOnce()) -> Result<(), Errno> {
-        let held = self.lock.lock();
-        self.adopt(&held)?;
+        let mut held = self.enter()?;
         let kept = next.map_or(PageRange::between(self.range.start(), self.range.start()), |n| {
             n.range.intersection(&self.range)
         });
@@ -236,9 +291,10 @@ impl State {
             PageRange::between(self.range.start(), kept.start().min(self.range.end())),
             PageRange::between(kept.end().max(self.range.start()), self.range.end()),
         ] {
-            if !outside.is_empty() {
-                // It may be unmapped already (ENOMEM), and then needs no protection lifted.
-                let _ = self.protect(outside, READ_WRITE);
+            // It may be unmapped already, and then needs no protection lifted.
+            if !outside.is_empty() && lift(outside).is_err() && is_mapped(outside) {
+                self.give_up(held)?;
+                held = self.enter()?;
             }
         }
         if let Some(next) = next {
@@ -251,8 +307,24 @@ impl State {
         }
         self.replaced.store(true, Ordering::Relaxed);
         publish();
+        drop(held);
         Ok(())
     }
+}
+
+/// Makes `range` writable, if need be with what is in reserve.
+pub(super) fn lift(range: PageRange) -> Result<(), Errno> {
+    // SAFETY: the pages belong to regions, and only regions protect them.
+    let lift = || unsafe { syscall::mprotect(range, READ_WRITE) };
+    lift().or_else(|_| {
+        reserve::spend();
+        lift()
+    })
+}
+
+/// Whether every page of `range` is mapped.
+fn is_mapped(range: PageRange) -> bool {
+    syscall::msync(range, libc::MS_ASYNC).is_ok()
 }
 
 /// Whether a store to `page` would succeed now, found out without storing: the page is populated
