@@ -68,7 +68,7 @@ impl Builder {
             Some(source) => open_probed(source)?,
             None => choice::open_best().ok_or(OpenError::UnknownName)?,
         };
-        Ok(Tracker { shared: Arc::new(Shared { opened, bounds: ForkMutex::new(Vec::new()) }) })
+        Ok(Tracker { shared: Arc::new(Shared { opened, bounds: ForkMutex::new() }) })
     }
 }
 

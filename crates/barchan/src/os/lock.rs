@@ -8,8 +8,8 @@
 //! While the lock is held the thread must not touch tracked memory: SIGSEGV is blocked too, and
 //! the kernel kills a thread that faults so.
 
-use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use super::{epoch, syscall};
 
@@ -81,26 +81,52 @@ impl EpochLock {
 /// Data behind an [`EpochLock`] for the paths that may allocate: signals are *not* blocked, so the
 /// holder can be stopped. Never taken by arm, disarm, peek or collect.
 ///
-/// Why not a std mutex: a child forked while it was held could never take it.
+/// Why not a std mutex: a child forked while it was held could never take it. Such a child must not
+/// find the data half changed either. So a change is made to a copy, which one store puts in the
+/// place of the old: at each instant there is a whole one, and the child has that.
 pub(crate) struct ForkMutex<T> {
     lock: EpochLock,
-    data: UnsafeCell<T>,
+    /// A box, or null for the default. Replaced under the lock only.
+    data: AtomicPtr<T>,
+    owns: PhantomData<T>,
 }
 
 // SAFETY: the data is reached only by `with`, one thread at a time.
 unsafe impl<T: Send> Sync for ForkMutex<T> {}
 
 impl<T> ForkMutex<T> {
-    pub(crate) const fn new(data: T) -> Self {
-        Self { lock: EpochLock::new(), data: UnsafeCell::new(data) }
+    pub(crate) const fn new() -> Self {
+        Self {
+            lock: EpochLock::new(),
+            data: AtomicPtr::new(core::ptr::null_mut()),
+            owns: PhantomData,
+        }
     }
 
-    /// Runs `f` on the data. `f` must not call `with` on the same mutex.
-    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-        let _held = Held { lock: &self.lock, restore: None, inherited: self.lock.acquire() };
-        // SAFETY: 1. the lock is held, so no other thread is here. 2. This thread is not here
-        // twice, by the rule above.
-        f(unsafe { &mut *self.data.get() })
+    /// Runs `f` on a copy of the data, and puts it in their place. `f` must not call `with` on the
+    /// same mutex.
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R
+    where
+        T: Clone + Default,
+    {
+        let held = Held { lock: &self.lock, restore: None, inherited: self.lock.acquire() };
+        let old = self.data.load(Ordering::Acquire);
+        // SAFETY: null, or a box that only the holder of the lock replaces.
+        let mut new = Box::new(unsafe { old.as_ref() }.cloned().unwrap_or_default());
+        let result = f(&mut new);
+        self.data.store(Box::into_raw(new), Ordering::Release);
+        drop(held);
+        // SAFETY: null, or a box that was replaced above, and that nobody looks at without the lock.
+        drop((!old.is_null()).then(|| unsafe { Box::from_raw(old) }));
+        result
+    }
+}
+
+impl<T> Drop for ForkMutex<T> {
+    fn drop(&mut self) {
+        let data = *self.data.get_mut();
+        // SAFETY: null, or a box that nobody else can reach any more.
+        drop((!data.is_null()).then(|| unsafe { Box::from_raw(data) }));
     }
 }
 
@@ -152,5 +178,21 @@ mod tests {
         lock.holder.store(epoch::current() + 1000, Ordering::Relaxed);
         assert!(lock.lock().inherited);
         assert!(!lock.lock().inherited);
+    }
+
+    #[test]
+    fn a_child_forked_in_the_middle_of_a_change_has_the_data_as_before() {
+        epoch::init().expect("MADV_WIPEONFORK");
+        let mutex = ForkMutex::<Vec<u32>>::new();
+        mutex.with(|data| data.extend([1, 2, 3]));
+        let status = mutex.with(|data| {
+            data.clear();
+            syscall::in_child(|| {
+                let seen = mutex.with(|data| core::mem::replace(data, vec![4]));
+                seen == [1, 2, 3] && mutex.with(|data| *data == [4])
+            })
+        });
+        assert_eq!(status, 0);
+        assert_eq!(mutex.with(|data| data.clone()), []);
     }
 }

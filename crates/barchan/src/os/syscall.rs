@@ -280,3 +280,20 @@ pub(crate) fn set_signal_mask(mask: u64) -> u64 {
 pub(crate) fn address_of<T>(slice: &mut [T]) -> u64 {
     slice.as_mut_ptr().cast::<c_void>() as u64
 }
+
+/// Runs `body` in a forked child; its wait status, 0 if it returned true.
+#[cfg(test)]
+pub(crate) fn in_child(body: impl FnOnce() -> bool) -> i32 {
+    // SAFETY: the child runs `body` on a copy of this thread, and exits without unwinding.
+    unsafe {
+        let pid = libc::fork();
+        if pid == 0 {
+            libc::alarm(60);
+            let ok = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+            libc::_exit(i32::from(!matches!(ok, Ok(true))));
+        }
+        let mut status = -1;
+        assert_eq!(libc::waitpid(pid, &mut status, 0), pid);
+        status
+    }
+}

@@ -19,7 +19,7 @@
 //! collector) makes this source unsound; the kernel offers no way to notice.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use super::Opened;
 use crate::bitmap;
@@ -41,38 +41,54 @@ type Chunk = [u64; CHUNK / 64];
 
 /// All regions of the process. Changing it takes both locks, the outer one first; reading takes
 /// the inner one, which blocks signals and is held over each operation.
-static CHANGING: ForkMutex<()> = ForkMutex::new(());
-static TABLE: Table =
-    Table { lock: EpochLock::new(), regions: core::cell::UnsafeCell::new(Vec::new()) };
+///
+/// The table is an array that does not change. Another takes its place by one store, so a child
+/// forked at any instant has a whole table: that of before the change, or that of after it. A region
+/// that was missing would not be harvested when the kernel's bits of all are cleared. What the
+/// regions hold may be half done in the child, and does not matter: their epoch is the parent's, so
+/// they are all dirty.
+static CHANGING: ForkMutex<()> = ForkMutex::new();
+static TABLE: Table = Table::new();
 
 struct Table {
     lock: EpochLock,
-    regions: core::cell::UnsafeCell<Vec<Arc<State>>>,
+    /// A box, or null for no regions. Replaced by `replace` only, under both locks.
+    regions: AtomicPtr<Vec<Arc<State>>>,
 }
 
-// SAFETY: `regions` is touched by `with` only, under the lock.
-unsafe impl Sync for Table {}
-
 impl Table {
+    const fn new() -> Self {
+        Self { lock: EpochLock::new(), regions: AtomicPtr::new(core::ptr::null_mut()) }
+    }
+
     /// Runs `f` on the regions; with all signals blocked, so it must not allocate or free.
-    fn with<R>(&self, f: impl FnOnce(&mut Vec<Arc<State>>) -> R) -> R {
+    fn with<R>(&self, f: impl FnOnce(&[Arc<State>]) -> R) -> R {
         let _held = self.lock.lock();
-        // SAFETY: 1. the lock is held. 2. `f` does not come back here.
-        f(unsafe { &mut *self.regions.get() })
+        // SAFETY: null, or a box that is not replaced while the lock is held.
+        f(unsafe { self.regions.load(Ordering::Acquire).as_ref() }.map_or(&[], Vec::as_slice))
     }
 
     /// Exchanges `old` for `new`; `exchange` runs in the same step.
-    fn replace(&self, old: Option<&Arc<State>>, new: Option<&Arc<State>>, exchange: impl FnOnce()) {
-        CHANGING.with(|()| {
-            let mut spare = Vec::with_capacity(self.with(|regions| regions.len()) + 1);
-            self.with(|regions| {
-                // Dropping `old` here frees nothing: the caller holds another reference.
-                regions.retain(|region| !old.is_some_and(|old| Arc::ptr_eq(region, old)));
-                spare.append(regions);
-                spare.extend(new.cloned());
-                core::mem::swap(regions, &mut spare);
+    fn replace(
+        &self,
+        changing: &ForkMutex<()>,
+        old: Option<&Arc<State>>,
+        new: Option<&Arc<State>>,
+        exchange: impl FnOnce(),
+    ) {
+        changing.with(|()| {
+            let now = self.regions.load(Ordering::Acquire);
+            // SAFETY: null, or a box that only the holder of `changing` replaces.
+            let regions = unsafe { now.as_ref() }.map_or(&[][..], Vec::as_slice);
+            let kept = regions.iter().filter(|r| !old.is_some_and(|old| Arc::ptr_eq(r, old)));
+            let next = Box::into_raw(Box::new(kept.chain(new).cloned().collect()));
+            {
+                let _held = self.lock.lock();
                 exchange();
-            });
+                self.regions.store(next, Ordering::Release);
+            }
+            // SAFETY: null, or a box that was replaced above; who looked at it held the lock.
+            drop((!now.is_null()).then(|| unsafe { Box::from_raw(now) }));
         });
     }
 }
@@ -259,7 +275,7 @@ impl Opened for SoftDirty {
         range: PageRange,
     ) -> Result<Box<dyn WriteTracker>, RegionError> {
         let state = Arc::new(State::new(range)?);
-        TABLE.replace(None, Some(&state), || {});
+        TABLE.replace(&CHANGING, None, Some(&state), || {});
         Ok(Box::new(SoftDirtyRegion { shared: self, state }))
     }
 }
@@ -416,7 +432,7 @@ impl WriteTracker for SoftDirtyRegion {
 
     unsafe fn resize(&mut self, bounds: PageRange) -> Result<(), RegionError> {
         let next = Arc::new(State::new(bounds)?);
-        TABLE.replace(Some(&self.state), Some(&next), || {
+        TABLE.replace(&CHANGING, Some(&self.state), Some(&next), || {
             self.state.adopt();
             let kept = self.state.range.intersection(&bounds);
             for page in 0..kept.pages() {
@@ -433,6 +449,58 @@ impl WriteTracker for SoftDirtyRegion {
 
 impl Drop for SoftDirtyRegion {
     fn drop(&mut self) {
-        TABLE.replace(Some(&self.state), None, || {});
+        TABLE.replace(&CHANGING, Some(&self.state), None, || {});
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PAGE_SIZE;
+
+    /// A table of its own, as no memory is tracked here.
+    #[test]
+    fn a_child_forked_in_the_middle_of_a_change_has_every_region() {
+        epoch::init().expect("MADV_WIPEONFORK");
+        static CHANGING: ForkMutex<()> = ForkMutex::new();
+        static TABLE: Table = Table::new();
+        let state = |i: usize| {
+            let range = PageRange::between(i * PAGE_SIZE, (i + 1) * PAGE_SIZE);
+            Arc::new(State::new(range).expect("a page for the bits"))
+        };
+        let has = |wanted: &[&Arc<State>]| {
+            TABLE.with(|regions| {
+                regions.len() == wanted.len()
+                    && wanted.iter().all(|w| regions.iter().any(|r| Arc::ptr_eq(r, w)))
+            })
+        };
+        let (a, b, c) = (state(1), state(2), state(3));
+        let change = |old, new, before: &[&Arc<State>], after: &[&Arc<State>]| {
+            let mut status = -1;
+            TABLE.replace(&CHANGING, old, new, || {
+                status = syscall::in_child(|| {
+                    // The locks are held by nobody here, and the table can be changed.
+                    let whole = has(before);
+                    TABLE.replace(&CHANGING, old, new, || {});
+                    whole && has(after)
+                });
+            });
+            assert_eq!(status, 0);
+            assert!(has(after));
+        };
+        change(None, Some(&a), &[], &[&a]);
+        change(None, Some(&b), &[&a], &[&a, &b]);
+        change(Some(&a), Some(&c), &[&a, &b], &[&b, &c]);
+        change(Some(&b), None, &[&b, &c], &[&c]);
+        TABLE.with(|regions| {
+            regions[0].put(0, 1, false);
+            let status = syscall::in_child(|| {
+                TABLE.with(|regions| {
+                    regions[0].adopt();
+                    regions[0].is_set(0)
+                })
+            });
+            assert_eq!(status, 0, "what it held is all dirty in a child");
+        });
     }
 }

@@ -113,13 +113,15 @@ pub(super) struct Writer<'a> {
     garbage: &'a mut Vec<*mut Snapshot>,
 }
 
-/// What replaced arrays wait in until no handler can be looking at them.
+/// What replaced arrays wait in until no handler can be looking at them. In a child of a fork in
+/// the middle of a change some may be missing: they are leaked, and none is freed twice.
+#[derive(Clone, Default)]
 struct Garbage(Vec<*mut Snapshot>);
 
 // SAFETY: the pointers are to boxes that nobody but the holder of WRITING frees.
 unsafe impl Send for Garbage {}
 
-static WRITING: ForkMutex<Garbage> = ForkMutex::new(Garbage(Vec::new()));
+static WRITING: ForkMutex<Garbage> = ForkMutex::new();
 
 /// An array made ready, so that publishing it needs no memory.
 pub(super) struct Prepared(Box<Snapshot>);
