@@ -148,7 +148,12 @@ pub(crate) fn spawn(guest: &mut Guest<'_>, mut request: Request) -> i64 {
     sys::set_mask(mask);
     let gone = result < 0 || request.flags & CLONE_VFORK != 0;
     if gone {
-        crate::calls::written::child_runs(&thread.under_way, 0);
+        if result < 0 {
+            crate::calls::written::child_runs(&thread.under_way, 0);
+        } else {
+            // It may have been killed in a call; and the memory was this process's too.
+            crate::calls::written::settle(&thread.under_way);
+        }
         guest.leave_all(thread);
         thread.give_back();
     }

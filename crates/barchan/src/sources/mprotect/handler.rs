@@ -50,7 +50,9 @@ pub(super) fn install() -> Result<(), Errno> {
     // SAFETY: 1. the mask is ours to fill. 2. `on_sigsegv` has the signature of SA_SIGINFO and is
     // async-signal-safe (see the module's description).
     let installed = unsafe {
-        libc::sigfillset(&mut action.sa_mask);
+        // The kernel's set, which holds the C library's own two signals too: one of them, of
+        // pthread_cancel, would leave the handler with locks held.
+        (&raw mut action.sa_mask).cast::<u64>().write(syscall::ALL_SIGNALS);
         libc::sigaction(libc::SIGSEGV, &action, core::ptr::null_mut())
     };
     if installed != 0 {

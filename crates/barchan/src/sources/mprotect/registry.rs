@@ -192,12 +192,51 @@ fn drained() -> bool {
         // A child: the counters may hold handlers that exist in the parent only.
         return false;
     }
-    let left = GENERATION.fetch_add(1, SeqCst) % 2;
+    // Those who enter from now on count themselves where those before the last call did, of whom
+    // some may be there still, if it gave up: they would be waited for no more.
+    let generation = GENERATION.load(SeqCst);
+    if !nobody_in(&READERS[(generation + 1) % 2]) {
+        return false;
+    }
+    GENERATION.store(generation + 1, SeqCst);
+    nobody_in(&READERS[generation % 2])
+}
+
+/// Waits, for a while, until nobody is counted.
+fn nobody_in(readers: &AtomicUsize) -> bool {
     for _ in 0..PATIENCE {
-        if READERS[left].load(SeqCst) == 0 {
+        if readers.load(SeqCst) == 0 {
             return true;
         }
         syscall::sched_yield();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn who_was_given_up_once_is_waited_for_again() {
+        epoch::init().expect("a page for the epoch");
+        let (entered, has_entered) = channel();
+        let (leave, may_leave) = channel::<()>();
+        let reader = std::thread::spawn(move || {
+            with_regions(|_| {
+                entered.send(()).expect("it waits");
+                may_leave.recv().expect("it says so");
+            });
+        });
+        has_entered.recv().expect("it enters");
+        let drained = || WRITING.with(|_| drained());
+        for attempt in 0..3 {
+            assert!(!drained(), "attempt {attempt}: a reader is inside");
+        }
+        leave.send(()).expect("it waits");
+        reader.join().expect("it leaves");
+        assert!(drained());
+    }
 }
