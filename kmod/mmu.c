@@ -376,7 +376,7 @@ static int try_map(struct dune_vcpu *vcpu, u64 gpa, bool write)
 	if (r)
 		goto out;
 	/* The EPT says write-back: device memory, above all, must not come to that. */
-	if (!page.cached || !pfn_valid(page.pfn) ||
+	if (!page.cached || !pfn_valid(page.pfn) || is_zone_device_page(pfn_to_page(page.pfn)) ||
 	    (page.special && (write || !page_is_ram(page.pfn)))) {
 		r = -EFAULT;
 		goto out;

@@ -169,6 +169,8 @@ static int vcpu_run(struct dune_vcpu *vcpu)
 			 * interrupt, and never to user space: RCU-tasks, on which
 			 * tracing and BPF wait, has to be told that it may go on.
 			 */
+			if (read_thread_flags() & DUNE_TIF_RESCHED)
+				schedule();	/* cond_resched() does not look at the lazy flag */
 			cond_resched_tasks_rcu_qs();
 			continue;
 		}
@@ -246,7 +248,8 @@ static int vcpu_mmap(struct file *file, struct vm_area_struct *vma)
 	if (!(vma->vm_flags & VM_SHARED) || (vma->vm_flags & VM_EXEC) ||
 	    vma->vm_pgoff > pages || vma_pages(vma) > pages - vma->vm_pgoff)
 		return -EINVAL;
-	vm_flags_set(vma, VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP);
+	/* VM_IO: MADV_DOFORK is refused. */
+	vm_flags_set(vma, VM_IO | VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP);
 	for (i = 0; i < vma_pages(vma); i++) {
 		void *shared = (void *)vcpu->run + ((vma->vm_pgoff + i) << PAGE_SHIFT);
 

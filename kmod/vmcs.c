@@ -251,6 +251,10 @@ int dune_vmcs_setup(struct dune_vcpu *vcpu)
 	/* dune_enter writes these when they differ. */
 	vcpu->host_cr3 = vcpu->host_cr4 = ~0ULL;
 	vmcs_write(HOST_FS_BASE, 0);
+	if (dune_caps.exit & VM_EXIT_LOAD_IA32_PERF_GLOBAL_CTRL)
+		vmcs_write(HOST_IA32_PERF_GLOBAL_CTRL, 0);
+	vmcs_write(GUEST_FS_BASE, 0);
+	vmcs_write(GUEST_GS_BASE, 0);
 	vmcs_write(GUEST_RIP, 0);
 	vmcs_write(GUEST_RSP, 0);
 	vmcs_write(GUEST_RFLAGS, X86_EFLAGS_FIXED);

@@ -299,6 +299,9 @@ static void mappings(void)
 	check(mmap(NULL, 4096, PROT_READ, MAP_SHARED, vcpu.fd, 0xfffffffffffff000) == MAP_FAILED);
 	check(mmap(NULL, 4096, PROT_READ, MAP_SHARED, vm.fd, 0) == MAP_FAILED);
 	check_eq(errno, ENODEV);
+	/* It is not for children. */
+	check(madvise(vcpu.run, 4096, MADV_DOFORK) == -1);
+	check_eq(errno, EINVAL);
 }
 
 /* The child has the descriptors, and nothing works; nor is the run page there. */
