@@ -100,6 +100,17 @@ fn a_process_that_is_not_dumpable_is_told_so_and_falls_back() {
 
 /// Makes `call` fail with `errno`, for `ioctl` only with this request.
 fn refuse(call: libc::c_long, request: Option<u32>, errno: i32) -> bool {
+    filter(call, request, libc::SECCOMP_RET_ERRNO | errno as u32, 0)
+}
+
+/// As [`refuse`], in all threads.
+fn refuse_in_all(call: libc::c_long, request: Option<u32>, errno: i32) -> bool {
+    let all = libc::SECCOMP_FILTER_FLAG_TSYNC;
+    filter(call, request, libc::SECCOMP_RET_ERRNO | errno as u32, all)
+}
+
+/// A seccomp policy for `call`, for `ioctl` only with this request.
+fn filter(call: libc::c_long, request: Option<u32>, action: u32, flags: libc::c_ulong) -> bool {
     let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
     let jump_if_not = |k: u32, skip: u8| libc::sock_filter {
         code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
@@ -108,7 +119,7 @@ fn refuse(call: libc::c_long, request: Option<u32>, errno: i32) -> bool {
         k,
     };
     let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-    let refused = statement(libc::BPF_RET, libc::SECCOMP_RET_ERRNO | errno as u32);
+    let refused = statement(libc::BPF_RET, action);
     let allowed = statement(libc::BPF_RET, libc::SECCOMP_RET_ALLOW);
     // Offsets in struct seccomp_data: the call's number at 0, the second argument at 24.
     let mut filter = vec![statement(load, 0)];
@@ -126,7 +137,12 @@ fn refuse(call: libc::c_long, request: Option<u32>, errno: i32) -> bool {
     // SAFETY: the program is live and of the length given.
     unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+            && libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                flags,
+                &raw const program,
+            ) == 0
     }
 }
 
@@ -181,6 +197,44 @@ fn a_scan_refused_later_reports_everything() {
         assert!(refuse(libc::SYS_ioctl, Some(0xc060_6610), libc::EPERM));
         collect(&region).len() == 20 && tracker.stats().degraded > 0
     });
+}
+
+/// It can let no store go on then, so it ends, which does.
+#[test]
+fn a_monitor_that_is_refused_its_requests_later_keeps_no_store() {
+    let _alone = alone();
+    if tracker(Source::Userfaultfd).is_none() {
+        return;
+    }
+    let (any, write_protect) = (None, Some(0xc018_aa06));
+    let policies = [
+        (any, libc::EPERM),
+        (any, libc::ENOSYS),
+        (any, libc::EINVAL),
+        (any, libc::ENOENT),
+        (any, libc::EAGAIN),
+        (write_protect, libc::EPERM),
+    ];
+    for (request, errno) in policies {
+        for store_first in [true, false] {
+            in_child(&format!("{request:?}, {errno}, {store_first}"), || {
+                let tracker = tracker(Source::Userfaultfd).expect("as in the parent");
+                let memory = Memory::touched(20);
+                let region = memory.track(&tracker);
+                collect(&region);
+                assert!(refuse_in_all(libc::SYS_ioctl, request, errno));
+                if store_first {
+                    memory.write(3);
+                }
+                assert!(collect(&region).contains(&3) || !store_first);
+                memory.write(5);
+                assert_eq!(memory.read(5), 5);
+                assert!(collect(&region).contains(&5));
+                // So it stays.
+                collect(&region).len() == 20 && tracker.stats().degraded > 0
+            });
+        }
+    }
 }
 
 const MESSAGE: &[u8] = b"a message of the program's own, of 64 bytes: two of a userfaultfd";
@@ -351,9 +405,11 @@ fn descriptors_that_run_out_are_named() {
         let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: a live rlimit.
         assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &none) }, 0);
-        let why = unavailable(Source::PagemapScan).expect("no descriptor");
-        assert_eq!(why.kind, ErrorKind::Exhausted, "{why}");
-        assert!(why.to_string().contains("ulimit -n"), "{why}");
+        for source in [Source::PagemapScan, Source::Userfaultfd] {
+            let why = unavailable(source).expect("no descriptor");
+            assert_eq!(why.kind, ErrorKind::Exhausted, "{why}");
+            assert!(why.to_string().contains("ulimit -n"), "{why}");
+        }
         Tracker::builder().ignore_env().open().is_ok_and(|t| t.source() == Source::Mprotect)
     });
 }

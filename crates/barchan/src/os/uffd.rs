@@ -205,12 +205,12 @@ impl Message {
 
 const _: () = assert!(size_of::<Message>() == 32);
 
-/// Lets whoever waits for `range` try again.
-pub(crate) fn wake(fd: i32, range: PageRange) {
+/// Lets whoever waits for `range` try again. The kernel has nothing to refuse about a page, mapped
+/// or not: an error is a policy's, and nobody was woken.
+pub(crate) fn wake(fd: i32, range: PageRange) -> Result<(), Errno> {
     let mut arg = range_arg(range);
-    // SAFETY: 1. the type belongs to the request. 2. It changes no page. An error means that the
-    // range is no longer registered, and then nobody waits.
-    let _ = unsafe { syscall::ioctl(fd, ioctl::UFFDIO_WAKE, &mut arg) };
+    // SAFETY: 1. the type belongs to the request. 2. It changes no page.
+    unsafe { syscall::ioctl(fd, ioctl::UFFDIO_WAKE, &mut arg) }.map(drop)
 }
 
 /// Sets or lifts the write protection of `range`, all of which must be registered with `fd`.
@@ -220,13 +220,17 @@ pub(crate) fn write_protect(fd: i32, range: PageRange, what: Protect) -> Result<
         Protect::OffAndWake => 0,
         Protect::Off => ioctl::WRITEPROTECT_DONTWAKE,
     };
+    let mut tries = 0;
     loop {
         let mut arg = ioctl::WriteProtect { range: range_arg(range), mode };
         // SAFETY: 1. the type belongs to the request. 2. The pages are registered with `fd`, so
         // their owner agreed to faults. EAGAIN: the mappings are changing (a concurrent fork or
-        // munmap, which ends); the operation is idempotent.
+        // munmap, which ends); the operation is idempotent. A policy's EAGAIN does not end.
         match unsafe { syscall::ioctl(fd, ioctl::UFFDIO_WRITEPROTECT, &mut arg) } {
-            Err(Errno(libc::EAGAIN)) => syscall::sched_yield(),
+            Err(Errno(libc::EAGAIN)) if tries < 10_000 => {
+                tries += 1;
+                syscall::sched_yield();
+            }
             other => return other.map(drop),
         }
     }

@@ -4,7 +4,8 @@
 //! The descriptors lie in a table of the thread's own, and in no other: no number of theirs is
 //! known to the program, which may close all its descriptors (as daemons do) and open others, and
 //! cannot reach ours; nor does a forked child inherit them. So a registration lasts as long as its
-//! monitor, and no fault is left without somebody to answer it.
+//! monitor, and no fault is left without somebody to answer it: a monitor that is refused what it
+//! needs (by a seccomp policy that comes later) ends, and closes them.
 //!
 //! A request is therefore passed through memory, and the bell that wakes the thread is a fault too:
 //! two pages of its own are registered with the same userfaultfd, one of them protected. To ask is
@@ -215,16 +216,19 @@ impl Monitor {
     }
 
     /// Ends the thread, and with it its descriptors. In a forked child there is no thread, and the
-    /// memory stays; so it does if the thread does not answer.
+    /// memory stays; so it does if the thread lives and does not answer.
     pub(super) fn stop(mut self) {
-        if self.epoch == epoch::current() && self.ask(Request::Stop, &mut [0; CHUNK / 64]).is_ok() {
+        if self.epoch == epoch::current()
+            && (self.ask(Request::Stop, &mut [0; CHUNK / 64]).is_ok()
+                || self.shared().thread.load(Ordering::Acquire) == 0)
+        {
             self.free();
         }
     }
 }
 
-/// The thread. It returns, and so ends, when told to or when the kernel refuses the descriptors;
-/// with the userfaultfd closed the kernel wakes all who wait.
+/// The thread. It returns, and so ends, when told to or when the kernel refuses what it needs; with
+/// the userfaultfd closed the kernel wakes all who wait.
 extern "C" fn run(shared: *mut c_void) -> libc::c_int {
     // SAFETY: `start` passes a Shared that outlives the thread.
     let shared = unsafe { &*shared.cast::<Shared>() };
@@ -261,9 +265,13 @@ extern "C" fn run(shared: *mut c_void) -> libc::c_int {
             }
             // Before the writer goes on, who may look at the counter.
             Counters::add(&shared.counters.faults, 1);
-            if uffd::write_protect(fds.uffd, page, Protect::OffAndWake).is_err() {
+            let answered = match uffd::write_protect(fds.uffd, page, Protect::OffAndWake) {
                 // The page went away meanwhile; whoever waits finds out for themselves.
-                uffd::wake(fds.uffd, page);
+                Err(Errno(libc::ENOENT)) => uffd::wake(fds.uffd, page),
+                other => other,
+            };
+            if answered.is_err() {
+                return 1;
             }
         }
     }
@@ -276,8 +284,7 @@ fn serve(shared: &Shared, rung: PageRange) -> bool {
     let fds = &shared.fds;
     let number = shared.asked.load(Ordering::SeqCst);
     if shared.answered.load(Ordering::Relaxed) == number {
-        uffd::wake(fds.uffd, rung);
-        return true;
+        return uffd::wake(fds.uffd, rung).is_ok();
     }
     // SAFETY: the caller has left it before it gave the number, and waits.
     let request = unsafe { *shared.request.get() };
@@ -301,7 +308,6 @@ fn serve(shared: &Shared, rung: PageRange) -> bool {
     // unanswered, and everything is dirty.
     let hears = uffd::write_protect(fds.uffd, shared.bell(number + 1), Protect::On).is_ok();
     shared.answered.store(number, Ordering::SeqCst);
-    // What it could fail for (no such mapping) leaves nobody waiting.
-    let _ = uffd::write_protect(fds.uffd, shared.bell(number), Protect::OffAndWake);
-    hears && !matches!(request, Request::Stop)
+    let lifted = uffd::write_protect(fds.uffd, shared.bell(number), Protect::OffAndWake).is_ok();
+    hears && lifted && !matches!(request, Request::Stop)
 }
