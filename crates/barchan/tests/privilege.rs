@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use barchan::{ErrorKind, KernelWrites, OpenError, Source, Tracker, probe};
 use common::{Memory, alone, collect, errno, in_child, tracker};
 
@@ -237,6 +239,35 @@ fn a_monitor_that_is_refused_its_requests_later_keeps_no_store() {
     }
 }
 
+#[test]
+fn a_monitor_that_is_killed_is_an_error() {
+    let _alone = alone();
+    let Some(parents) = tracker(Source::Userfaultfd) else { return };
+    let memory = Memory::touched(20);
+    let inherited = memory.track(&parents);
+    for call in [libc::SYS_close_range, libc::SYS_userfaultfd, libc::SYS_openat, libc::SYS_ioctl] {
+        in_child(&format!("call {call} kills"), || {
+            assert!(filter(call, None, libc::SECCOMP_RET_KILL_THREAD, 0));
+            let why = unavailable(Source::Userfaultfd).expect("killed");
+            assert_eq!(why.kind, ErrorKind::Denied, "{why}");
+            assert!(why.to_string().contains("seccomp"), "{why}");
+            // A child begins a monitor of its own.
+            inherited.arm(inherited.range()).is_err()
+        });
+    }
+    in_child("killed later", || {
+        let tracker = tracker(Source::Userfaultfd).expect("as in the parent");
+        let memory = Memory::touched(20);
+        let region = memory.track(&tracker);
+        collect(&region);
+        let all = libc::SECCOMP_FILTER_FLAG_TSYNC;
+        assert!(filter(libc::SYS_ppoll, None, libc::SECCOMP_RET_KILL_THREAD, all));
+        memory.write(3);
+        memory.write(4);
+        collect(&region).len() == 20
+    });
+}
+
 const MESSAGE: &[u8] = b"a message of the program's own, of 64 bytes: two of a userfaultfd";
 
 /// Files of the program's own, which get the numbers of those that it closed.
@@ -395,6 +426,49 @@ fn the_monitor_holds_no_file_of_the_program() {
             libc::read(pair[0], [0u8; 1].as_mut_ptr().cast(), 1)
         };
         end == 0
+    });
+}
+
+/// Not for a moment either: another thread could close it, or be given its number, or a child be
+/// forked with it.
+#[test]
+fn no_descriptor_of_the_monitor_is_ever_in_the_programs_table() {
+    let _alone = alone();
+    if tracker(Source::Userfaultfd).is_none() {
+        return;
+    }
+    in_child("a thread that watches the table", || {
+        // SAFETY: the descriptor is closed again, and nobody else's.
+        let free = unsafe {
+            let fd = libc::dup(2);
+            libc::close(fd);
+            fd
+        };
+        let numbers = [free, free + 1].map(|fd| format!("/proc/self/fd/{fd}"));
+        // The probing of each source reads /dev/zero.
+        let seen = || {
+            let files = numbers.iter().filter_map(|number| std::fs::read_link(number).ok());
+            files.filter(|file| file.as_os_str() != "/dev/zero").count()
+        };
+        let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let watch = scope.spawn(|| {
+                let mut others = 0;
+                while !done.load(Ordering::Relaxed) {
+                    others += seen();
+                    ready.store(true, Ordering::Relaxed);
+                }
+                others
+            });
+            while !ready.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            for _ in 0..500 {
+                drop(Tracker::builder().source(Source::Userfaultfd).open().expect("as before"));
+            }
+            done.store(true, Ordering::Relaxed);
+            watch.join().expect("it does not panic") == 0
+        })
     });
 }
 

@@ -206,10 +206,11 @@ pub(crate) fn write(fd: i32, bytes: &[u8]) -> Result<usize, Errno> {
     unsafe { syscall(libc::SYS_write, [fd_arg(fd), bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]) }
 }
 
-/// Closes all descriptors from `first` to `last` (Linux 5.9).
-pub(crate) fn close_range(first: u32, last: u32) -> Result<(), Errno> {
-    // SAFETY: numbers only; whose the descriptors are is for the caller to know.
-    unsafe { syscall(libc::SYS_close_range, [first as usize, last as usize, 0, 0, 0, 0]) }.map(drop)
+/// Gives the calling thread a descriptor table of its own, with nothing in it (Linux 5.9).
+pub(crate) fn own_empty_table() -> Result<(), Errno> {
+    let unshare = libc::CLOSE_RANGE_UNSHARE as usize;
+    // SAFETY: numbers only; what is closed are copies.
+    unsafe { syscall(libc::SYS_close_range, [0, u32::MAX as usize, unshare, 0, 0, 0]) }.map(drop)
 }
 
 /// Waits until one of `fds` has something to say.

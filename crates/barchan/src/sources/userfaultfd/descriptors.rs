@@ -1,5 +1,6 @@
 //! The two descriptors of the source: how they are opened, and what is asked of the kernel through
-//! them. They are used by the `monitor` thread only, in whose table they lie.
+//! them. All of this runs on the `monitor` thread, in whose table they lie: it touches no
+//! thread-local storage.
 
 use crate::error::kind_of;
 use crate::os::pagemap::{self, entry};
@@ -26,6 +27,19 @@ pub(super) struct Descriptors {
     pub(super) uffd: i32,
 }
 
+/// The step of making the thread.
+pub(super) const START: &str = "starting the monitor thread";
+
+/// What came of the start if the thread ended without a word.
+pub(super) const KILLED: Unavailable = Unavailable {
+    source: Source::Userfaultfd,
+    kind: ErrorKind::Denied,
+    step: START,
+    errno: None,
+    remedy: "it was killed at once: a seccomp policy must allow close_range, openat, userfaultfd \
+             and ioctl",
+};
+
 pub(super) fn unavailable(
     kind: ErrorKind,
     step: &'static str,
@@ -41,7 +55,17 @@ fn close(fd: i32) {
 }
 
 impl Descriptors {
+    /// Gives the calling thread, which is to share its table until then, one of its own with
+    /// nothing in it but these.
     pub(super) fn open() -> Result<(Self, Mode), Unavailable> {
+        syscall::own_empty_table().map_err(|errno| {
+            unavailable(
+                kind_of(errno),
+                "giving the monitor thread descriptors of its own",
+                errno,
+                "needs close_range of Linux 5.9, and a seccomp policy that allows it",
+            )
+        })?;
         let pagemap = pagemap::open().map_err(|errno| {
             let remedy = pagemap::open_remedy(errno);
             unavailable(kind_of(errno), "opening /proc/self/pagemap", errno, remedy)
@@ -74,24 +98,6 @@ impl Descriptors {
                     "needs Linux 5.7 with CONFIG_HAVE_ARCH_USERFAULTFD_WP",
                 )
             })
-    }
-
-    /// Closes both in the calling thread's table.
-    pub(super) fn close(&self) {
-        close(self.pagemap);
-        close(self.uffd);
-    }
-
-    /// Closes everything else in the calling thread's table.
-    pub(super) fn close_others(&self) -> Result<(), Errno> {
-        let low = self.pagemap.min(self.uffd) as u32;
-        let high = self.pagemap.max(self.uffd) as u32;
-        for (first, end) in [(0, low), (low + 1, high)] {
-            if first < end {
-                syscall::close_range(first, end - 1)?;
-            }
-        }
-        syscall::close_range(high + 1, u32::MAX)
     }
 
     pub(super) fn register(&self, range: PageRange) -> Result<(), Refused> {

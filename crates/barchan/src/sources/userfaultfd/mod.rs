@@ -14,6 +14,9 @@
 //! The `descriptors` are that thread's, in a table of its own, where no program can close them; so
 //! each operation is a request to the thread, and costs what a fault costs on top of its own work
 //! (for long ranges, once every 16 MiB).
+//!
+//! To have a table of its own the monitor closes copies of the program's descriptors, which ends the
+//! process' `mq_notify` registrations: open the tracker first, then register.
 
 mod descriptors;
 mod monitor;
@@ -22,11 +25,10 @@ use core::cell::UnsafeCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use self::descriptors::{CHUNK, ChunkBits, Descriptors, Refused, unavailable};
+use self::descriptors::{CHUNK, ChunkBits, Refused};
 use self::monitor::{Monitor, Request};
 use super::Opened;
 use crate::bitmap;
-use crate::error::kind_of;
 use crate::os::epoch;
 use crate::os::lock::EpochLock;
 use crate::os::uffd::{Mode, Protect};
@@ -53,15 +55,10 @@ unsafe impl Sync for Userfaultfd {}
 
 impl Userfaultfd {
     pub(crate) fn open() -> Result<Self, Unavailable> {
-        let (fds, mode) = Descriptors::open()?;
         let counters: &'static Counters = Box::leak(Box::new(Counters::new()));
-        let monitor = Monitor::start(fds, counters).map_err(|(step, errno)| {
-            unavailable(
-                kind_of(errno),
-                step,
-                errno,
-                "raise the limits of threads and memory, and allow the call close_range",
-            )
+        let (monitor, mode) = Monitor::start(counters).inspect_err(|_| {
+            // SAFETY: leaked above, and the thread has ended.
+            drop(unsafe { Box::from_raw(core::ptr::from_ref(counters).cast_mut()) });
         })?;
         Ok(Self {
             epoch: AtomicU64::new(epoch::current()),
@@ -77,9 +74,8 @@ impl Userfaultfd {
         let now = epoch::current();
         let _held = self.lock.lock();
         if self.epoch.load(Ordering::Acquire) != now {
-            let (fds, _) = Descriptors::open()
-                .map_err(|why| (why.step, why.errno.unwrap_or(Errno(libc::EINVAL))))?;
-            let monitor = Monitor::start(fds, self.counters)?;
+            let (monitor, _) = Monitor::start(self.counters)
+                .map_err(|why| (why.step, why.errno.unwrap_or(Errno(libc::EIO))))?;
             // SAFETY: 1. the lock is held. 2. The old one is not dropped: it has no thread here,
             // and the fork may have come while it was being written.
             unsafe { self.monitor.get().write(Some(monitor)) };

@@ -3,9 +3,10 @@
 //!
 //! The descriptors lie in a table of the thread's own, and in no other: no number of theirs is
 //! known to the program, which may close all its descriptors (as daemons do) and open others, and
-//! cannot reach ours; nor does a forked child inherit them. So a registration lasts as long as its
-//! monitor, and no fault is left without somebody to answer it: a monitor that is refused what it
-//! needs (by a seccomp policy that comes later) ends, and closes them.
+//! cannot reach ours; nor does a forked child inherit them. For that the thread opens them itself,
+//! once it has a table of its own. So a registration lasts as long as its monitor, and no fault is
+//! left without somebody to answer it: a monitor that is refused what it needs (by a seccomp policy
+//! that comes later) ends, and closes them.
 //!
 //! A request is therefore passed through memory, and the bell that wakes the thread is a fault too:
 //! two pages of its own are registered with the same userfaultfd, one of them protected. To ask is
@@ -24,11 +25,12 @@ use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::descriptors::{CHUNK, ChunkBits, Descriptors, Refused};
-use crate::os::uffd::{self, Message, Protect};
+use super::descriptors::{CHUNK, ChunkBits, Descriptors, KILLED, Refused, START, unavailable};
+use crate::error::kind_of;
+use crate::os::uffd::{self, Message, Mode, Protect};
 use crate::os::{epoch, syscall};
 use crate::stats::Counters;
-use crate::{Errno, PAGE_SIZE, PageRange};
+use crate::{Errno, PAGE_SIZE, PageRange, Unavailable};
 
 /// From the lowest address on: a guard, the stack, the bells, a page for [`Shared`].
 const STACK_PAGES: usize = 16;
@@ -55,15 +57,18 @@ struct Answer {
     bits: ChunkBits,
 }
 
+const STARTING: u32 = 1;
+const RUNNING: u32 = 2;
+
 /// What the thread works with; it lives as long as the thread.
 struct Shared {
-    fds: Descriptors,
     bells: PageRange,
     counters: &'static Counters,
-    /// 0 until the thread has its own table, then 1 plus the error number of that.
-    started: AtomicU32,
-    /// The thread's id; the kernel sets it to 0 and wakes waiters when the thread has ended.
+    /// [`STARTING`], then [`RUNNING`]; the kernel sets it to 0 and wakes waiters when the thread has
+    /// ended, whatever ended it.
     thread: AtomicU32,
+    /// What came of the start; the thread writes it while `thread` is [`STARTING`].
+    started: UnsafeCell<Result<Mode, Unavailable>>,
     /// The number of the last request, written after `request`.
     asked: AtomicU64,
     request: UnsafeCell<Request>,
@@ -94,30 +99,26 @@ pub(super) struct Monitor {
 unsafe impl Send for Monitor {}
 
 impl Monitor {
-    /// Starts the thread, which takes `fds` into its table; in the caller's they are closed, also
-    /// on an error. Maps memory, and allocates nothing on the heap.
-    pub(super) fn start(fds: Descriptors, counters: &'static Counters) -> Result<Self, Refused> {
-        let started = Self::start_with(fds, counters);
-        fds.close();
-        started
-    }
-
-    fn start_with(fds: Descriptors, counters: &'static Counters) -> Result<Self, Refused> {
-        let step = "starting the monitor thread";
+    /// Starts the thread, which opens the descriptors. Maps memory, and allocates nothing on the
+    /// heap.
+    pub(super) fn start(counters: &'static Counters) -> Result<(Self, Mode), Unavailable> {
+        let limits = |errno| {
+            let remedy = "raise the limits of threads and memory";
+            unavailable(kind_of(errno), START, errno, remedy)
+        };
         let bytes = ALL_PAGES * PAGE_SIZE;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let start = syscall::mmap_anonymous(bytes, prot, 0).map_err(|errno| (step, errno))?;
+        let start = syscall::mmap_anonymous(bytes, prot, 0).map_err(limits)?;
         let memory = PageRange::between(start, start + bytes);
         let bells = memory.slice(1 + STACK_PAGES, 2);
         let shared = memory.slice(ALL_PAGES - 1, 1).start() as *mut Shared;
         // SAFETY: 1. the page is ours and writable. 2. It is aligned and large enough.
         unsafe {
             shared.write(Shared {
-                fds,
                 bells,
                 counters,
-                started: AtomicU32::new(0),
-                thread: AtomicU32::new(1),
+                thread: AtomicU32::new(STARTING),
+                started: UnsafeCell::new(Err(KILLED)),
                 asked: AtomicU64::new(0),
                 request: UnsafeCell::new(Request::Stop),
                 answered: AtomicU64::new(0),
@@ -132,9 +133,10 @@ impl Monitor {
             // SAFETY: ours and writable.
             unsafe { (bells.slice(bell, 1).start() as *mut u64).write_volatile(0) };
         }
-        // Without CLONE_FILES: the table is a copy.
+        // With CLONE_FILES: the call that makes the table its own copies 64 descriptors at most.
         let flags = libc::CLONE_VM
             | libc::CLONE_FS
+            | libc::CLONE_FILES
             | libc::CLONE_SIGHAND
             | libc::CLONE_THREAD
             | libc::CLONE_SYSVSEM
@@ -158,20 +160,18 @@ impl Monitor {
         if id < 0 {
             monitor.shared().thread.store(0, Ordering::Relaxed);
             monitor.free();
-            return Err((step, Errno(failed)));
+            return Err(limits(Errno(failed)));
         }
-        let started = &monitor.shared().started;
-        loop {
-            match started.load(Ordering::Acquire) {
-                0 => syscall::futex_wait(started, 0),
-                1 => return Ok(monitor),
-                errno => {
-                    monitor.free();
-                    return Err((
-                        "giving the monitor thread descriptors of its own",
-                        Errno(errno as i32 - 1),
-                    ));
-                }
+        let thread = &monitor.shared().thread;
+        while thread.load(Ordering::Acquire) == STARTING {
+            syscall::futex_wait(thread, STARTING);
+        }
+        // SAFETY: the thread does not write it any more.
+        match unsafe { *monitor.shared().started.get() } {
+            Ok(mode) => Ok((monitor, mode)),
+            Err(why) => {
+                monitor.free();
+                Err(why)
             }
         }
     }
@@ -227,23 +227,29 @@ impl Monitor {
     }
 }
 
+/// Opens the descriptors and has the first bell ring.
+fn prepare(shared: &Shared) -> Result<(Descriptors, Mode), Unavailable> {
+    let (fds, mode) = Descriptors::open()?;
+    let first = shared.bell(shared.asked.load(Ordering::Relaxed) + 1);
+    fds.register(shared.bells).and_then(|()| fds.protect(first, Protect::On)).map_err(
+        |(step, errno)| {
+            unavailable(kind_of(errno), step, errno, "allow the requests of userfaultfd")
+        },
+    )?;
+    Ok((fds, mode))
+}
+
 /// The thread. It returns, and so ends, when told to or when the kernel refuses what it needs; with
 /// the userfaultfd closed the kernel wakes all who wait.
 extern "C" fn run(shared: *mut c_void) -> libc::c_int {
     // SAFETY: `start` passes a Shared that outlives the thread.
     let shared = unsafe { &*shared.cast::<Shared>() };
-    let fds = shared.fds;
-    let first = shared.bell(shared.asked.load(Ordering::Relaxed) + 1);
-    let prepared = fds
-        .close_others()
-        .and_then(|()| fds.register(shared.bells).map_err(|(_, errno)| errno))
-        .and_then(|()| uffd::write_protect(fds.uffd, first, Protect::On));
-    let started = prepared.err().map_or(0, |Errno(errno)| errno.unsigned_abs());
-    shared.started.store(started + 1, Ordering::Release);
-    syscall::futex_wake(&shared.started);
-    if started != 0 {
-        return 1;
-    }
+    let prepared = prepare(shared);
+    // SAFETY: `start` reads it once `thread` has changed.
+    unsafe { *shared.started.get() = prepared.map(|(_, mode)| mode) };
+    let Ok((fds, _)) = prepared else { return 1 };
+    shared.thread.store(RUNNING, Ordering::Release);
+    syscall::futex_wake(&shared.thread);
     let mut messages = [Message::default(); 16];
     loop {
         let mut watched = [libc::pollfd { fd: fds.uffd, events: libc::POLLIN, revents: 0 }];
@@ -258,7 +264,7 @@ extern "C" fn run(shared: *mut c_void) -> libc::c_int {
         };
         for page in messages.iter().take(faults).filter_map(Message::page) {
             if shared.bells.contains(&page) {
-                if !serve(shared, page) {
+                if !serve(shared, &fds, page) {
                     return 0;
                 }
                 continue;
@@ -280,8 +286,7 @@ extern "C" fn run(shared: *mut c_void) -> libc::c_int {
 /// The bell rang: does what is asked, and lets the caller go on. Whether the thread does.
 ///
 /// A fault may be told twice; then there is no new request, and nothing to do but to wake.
-fn serve(shared: &Shared, rung: PageRange) -> bool {
-    let fds = &shared.fds;
+fn serve(shared: &Shared, fds: &Descriptors, rung: PageRange) -> bool {
     let number = shared.asked.load(Ordering::SeqCst);
     if shared.answered.load(Ordering::Relaxed) == number {
         return uffd::wake(fds.uffd, rung).is_ok();
