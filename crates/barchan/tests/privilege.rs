@@ -268,6 +268,47 @@ fn a_monitor_that_is_killed_is_an_error() {
     });
 }
 
+/// The threads of this process.
+fn threads() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc");
+    tasks.map(|task| task.expect("/proc").path().display().to_string()).collect()
+}
+
+#[test]
+fn the_monitor_has_no_capabilities() {
+    let _alone = alone();
+    if !is_root() || tracker(Source::Userfaultfd).is_none() {
+        return;
+    }
+    in_child("capabilities", || {
+        let before = threads();
+        let tracker = tracker(Source::Userfaultfd).expect("as in the parent");
+        let monitors: Vec<_> = threads().into_iter().filter(|t| !before.contains(t)).collect();
+        assert_eq!(monitors.len(), 1);
+        let status = std::fs::read_to_string(format!("{}/status", monitors[0])).expect("/proc");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert!(status.contains(&format!("{set}:\t0000000000000000\n")), "{status}");
+        }
+        // It works without, and when the program has none either.
+        let memory = Memory::touched(20);
+        let region = memory.track(&tracker);
+        collect(&region);
+        memory.write(3);
+        assert_eq!(collect(&region), [3]);
+        assert!(become_nobody(true));
+        memory.write(5);
+        // SAFETY: the page is the test's.
+        assert_eq!(unsafe { libc::getrandom(memory.page(7).cast(), 4, 0) }, 4);
+        assert_eq!(collect(&region), [5, 7]);
+        drop((region, tracker));
+        // /proc lists a thread a little longer than it runs.
+        while threads() != before {
+            std::thread::yield_now();
+        }
+        true
+    });
+}
+
 const MESSAGE: &[u8] = b"a message of the program's own, of 64 bytes: two of a userfaultfd";
 
 /// Files of the program's own, which get the numbers of those that it closed.

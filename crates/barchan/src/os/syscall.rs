@@ -213,6 +213,19 @@ pub(crate) fn own_empty_table() -> Result<(), Errno> {
     unsafe { syscall(libc::SYS_close_range, [0, u32::MAX as usize, unshare, 0, 0, 0]) }.map(drop)
 }
 
+/// Gives up all capabilities of the calling thread, for good.
+pub(crate) fn drop_capabilities() -> Result<(), Errno> {
+    // `_LINUX_CAPABILITY_VERSION_3`, and the calling thread.
+    let header = [0x2008_0522_u32, 0];
+    // Twice: effective, permitted, inheritable.
+    let none = [0u32; 6];
+    // SAFETY: both are live, of the sizes of that version, and only read.
+    unsafe {
+        syscall(libc::SYS_capset, [header.as_ptr() as usize, none.as_ptr() as usize, 0, 0, 0, 0])
+    }
+    .map(drop)
+}
+
 /// Waits until one of `fds` has something to say.
 pub(crate) fn poll(fds: &mut [libc::pollfd]) -> Result<usize, Errno> {
     // SAFETY: a live exclusive array of pollfd; no timeout, no mask.

@@ -36,8 +36,8 @@ pub(super) const KILLED: Unavailable = Unavailable {
     kind: ErrorKind::Denied,
     step: START,
     errno: None,
-    remedy: "it was killed at once: a seccomp policy must allow close_range, openat, userfaultfd \
-             and ioctl",
+    remedy: "it was killed at once: a seccomp policy must allow close_range, openat, userfaultfd, \
+             ioctl and capset",
 };
 
 pub(super) fn unavailable(

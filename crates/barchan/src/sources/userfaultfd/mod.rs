@@ -15,8 +15,11 @@
 //! each operation is a request to the thread, and costs what a fault costs on top of its own work
 //! (for long ranges, once every 16 MiB).
 //!
-//! To have a table of its own the monitor closes copies of the program's descriptors, which ends the
-//! process' `mq_notify` registrations: open the tracker first, then register.
+//! Drop privileges first, then open: the monitor has the user id of whoever opened the source, and
+//! keeps it when the program changes its own (libc changes only the threads that it knows). Its
+//! capabilities it gives up once the descriptors are open. To have a table of its own it closes
+//! copies of the program's descriptors, which ends the process' `mq_notify` registrations: open the
+//! tracker first, then register.
 
 mod descriptors;
 mod monitor;

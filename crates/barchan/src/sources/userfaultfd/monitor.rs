@@ -227,7 +227,7 @@ impl Monitor {
     }
 }
 
-/// Opens the descriptors and has the first bell ring.
+/// Opens the descriptors, has the first bell ring, and gives up what is no longer needed.
 fn prepare(shared: &Shared) -> Result<(Descriptors, Mode), Unavailable> {
     let (fds, mode) = Descriptors::open()?;
     let first = shared.bell(shared.asked.load(Ordering::Relaxed) + 1);
@@ -236,6 +236,9 @@ fn prepare(shared: &Shared) -> Result<(Descriptors, Mode), Unavailable> {
             unavailable(kind_of(errno), step, errno, "allow the requests of userfaultfd")
         },
     )?;
+    // The program may drop its own later, and libc does not know this thread. If it is refused,
+    // they stay as they are.
+    let _ = syscall::drop_capabilities();
     Ok((fds, mode))
 }
 
