@@ -18,8 +18,5 @@ fn the_header_is_up_to_date() {
         std::fs::write(&path, &generated).expect("include/ is writable");
     }
     let checked_in = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        checked_in == generated,
-        "include/barchan.h is stale; run\n  cargo xtask header"
-    );
+    assert!(checked_in == generated, "include/barchan.h is stale; run\n  cargo xtask header");
 }
