@@ -65,10 +65,6 @@ enum Mode {
 }
 
 impl Mode {
-    fn has_time_limit(self) -> bool {
-        matches!(self, Self::Incremental | Self::AlternatingIncremental)
-    }
-
     /// The modes that the stock collector has too.
     const ALL: [Self; 3] = [Self::Full, Self::Incremental, Self::Generational];
 
@@ -119,13 +115,15 @@ impl Job<'_> {
     /// Runs the program; once more (twice at most) where all it found is that the heap had grown.
     ///
     /// In incremental mode the pace of a collection follows the clock, so on a loaded machine the
-    /// heap outgrows the bound in gctest now and then, under the stock collector too. An object
-    /// that is lost, a crash or a hang is never run again.
+    /// heap outgrows the bound in gctest now and then, under the stock collector too. In the other
+    /// modes it did in one of some 300 runs (generational, by mprotect); in all, that of stock
+    /// included, a process is seen at times that allocates 60 MB without a collection, for a reason
+    /// that is not known. An object that is lost, a crash or a hang is never run again.
     fn run_patiently(&self, directory: &Path) -> Outcome {
         for _ in 0..2 {
             let outcome = self.run(directory);
             match &outcome.failure {
-                Some(how) if self.mode.has_time_limit() && how.contains(HEAP_BOUND) => {
+                Some(how) if how.contains(HEAP_BOUND) => {
                     println!("  again: the heap outgrew gctest's bound  {self}");
                 }
                 _ => return outcome,
