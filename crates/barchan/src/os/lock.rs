@@ -117,7 +117,7 @@ impl<T> ForkMutex<T> {
         self.data.store(Box::into_raw(new), Ordering::Release);
         drop(held);
         // SAFETY: null, or a box that was replaced above, and that nobody looks at without the lock.
-        drop((!old.is_null()).then(|| unsafe { Box::from_raw(old) }));
+        unsafe { free(old) };
         result
     }
 }
@@ -126,7 +126,18 @@ impl<T> Drop for ForkMutex<T> {
     fn drop(&mut self) {
         let data = *self.data.get_mut();
         // SAFETY: null, or a box that nobody else can reach any more.
-        drop((!data.is_null()).then(|| unsafe { Box::from_raw(data) }));
+        unsafe { free(data) };
+    }
+}
+
+/// Frees what a pointer held that is null or a box's.
+///
+/// # Safety
+/// Nobody uses it any more, and it is freed once.
+pub(crate) unsafe fn free<T>(held: *mut T) {
+    if !held.is_null() {
+        // SAFETY: the caller's.
+        drop(unsafe { Box::from_raw(held) });
     }
 }
 

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use super::Opened;
 use crate::bitmap;
 use crate::error::kind_of;
-use crate::os::lock::{EpochLock, ForkMutex};
+use crate::os::lock::{self, EpochLock, ForkMutex};
 use crate::os::mapping::Words;
 use crate::os::pagemap::{self, entry};
 use crate::os::{epoch, syscall};
@@ -88,7 +88,7 @@ impl Table {
                 self.regions.store(next, Ordering::Release);
             }
             // SAFETY: null, or a box that was replaced above; who looked at it held the lock.
-            drop((!now.is_null()).then(|| unsafe { Box::from_raw(now) }));
+            unsafe { lock::free(now) };
         });
     }
 }

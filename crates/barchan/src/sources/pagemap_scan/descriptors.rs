@@ -76,6 +76,14 @@ impl Descriptors {
         pagemap::scan(self.pagemap.number()?, query, range, out)
     }
 
+    /// Registers `range`, whose pages belong to the caller.
+    fn register(self, range: PageRange) -> Result<(), Errno> {
+        let fd = self.uffd.number()?;
+        // SAFETY: 1. the pages are the caller's. 2. The registration is asynchronous: no fault
+        // waits for an answer.
+        unsafe { uffd::register(fd, range) }
+    }
+
     /// Lifts the protection of `range`; nobody waits for that.
     pub(super) fn unprotect(self, range: PageRange) -> Result<(), Errno> {
         uffd::write_protect(self.uffd.number()?, range, Protect::Off)
@@ -101,11 +109,8 @@ pub(super) fn are_holes_apart(fds: Descriptors) -> Result<bool, Unavailable> {
         .map_err(|errno| failed("mapping 4 MiB to probe PAGEMAP_SCAN with", errno))?;
     let range = PageRange::between(start, start + BYTES);
     let mut found = [Found::default(); 4];
-    // SAFETY: the pages are ours and new, and an asynchronous registration needs no answerer.
     let apart = fds
-        .uffd
-        .number()
-        .and_then(|fd| unsafe { uffd::register(fd, range) })
+        .register(range)
         .map_err(|errno| failed("UFFDIO_REGISTER", errno))
         .and_then(|()| {
             fds.scan(Query::WRITTEN.checking(), range, &mut found)
@@ -127,10 +132,8 @@ pub(super) fn is_lost(errno: Errno) -> bool {
 
 /// Registers `range`; registering twice is harmless and keeps the state of the pages.
 pub(super) fn register(fds: Descriptors, range: PageRange) -> Result<(), RegionError> {
-    // SAFETY: 1. the pages belong to the region, by the promise of whoever tracks it. 2. The
-    // registration is asynchronous: no fault waits for an answer.
-    let registered = fds.uffd.number().and_then(|fd| unsafe { uffd::register(fd, range) });
-    registered.map_err(|errno| RegionError::System {
+    // The pages belong to the region, by the promise of whoever tracks it.
+    fds.register(range).map_err(|errno| RegionError::System {
         step: "UFFDIO_REGISTER for write-protection",
         range,
         errno,
