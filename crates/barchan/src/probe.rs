@@ -62,21 +62,41 @@ pub(crate) fn check(opened: &Arc<dyn Opened>) -> Result<(), Unavailable> {
     if source == Source::AllDirty {
         return Ok(());
     }
-    let wrong =
-        |step, remedy| Unavailable { source, kind: ErrorKind::Internal, step, errno: None, remedy };
-    let failed = |step, errno| Unavailable {
+    let scratch = Scratch::new(PAGES)
+        .map_err(|errno| failed(source, "mapping pages to probe with", errno))?;
+    // SAFETY: 1. the pages are ours, private, anonymous and writable, and outlive the region,
+    // which is dropped first (declared later). 2. No stack lies within.
+    let region = unsafe { Arc::clone(opened).track(scratch.0) }
+        .map_err(|why| failed(source, "tracking a few pages", errno_of(&why)))?;
+    let check = || check_region(opened, &*region, &scratch);
+    if source == Source::SoftDirty {
+        // Where other regions are, it has passed; and their pages may be written to now.
+        sources::soft_dirty::if_alone(check).unwrap_or(Ok(()))
+    } else {
+        check()
+    }
+}
+
+fn failed(source: Source, step: &'static str, errno: Errno) -> Unavailable {
+    Unavailable {
         source,
         kind: crate::error::kind_of(errno),
         step,
         errno: Some(errno),
         remedy: "a security policy may refuse the call; allow it, or use another tracker",
-    };
-    let scratch =
-        Scratch::new(PAGES).map_err(|errno| failed("mapping pages to probe with", errno))?;
-    // SAFETY: 1. the pages are ours, private, anonymous and writable, and outlive the region,
-    // which is dropped first (declared later). 2. No stack lies within.
-    let region = unsafe { Arc::clone(opened).track(scratch.0) }
-        .map_err(|why| failed("tracking a few pages", errno_of(&why)))?;
+    }
+}
+
+/// Runs `opened` over `scratch`, which is `region`, and for soft-dirty the only one there is.
+fn check_region(
+    opened: &Arc<dyn Opened>,
+    region: &dyn WriteTracker,
+    scratch: &Scratch,
+) -> Result<(), Unavailable> {
+    let source = opened.source();
+    let failed = |step, errno| failed(source, step, errno);
+    let wrong =
+        |step, remedy| Unavailable { source, kind: ErrorKind::Internal, step, errno: None, remedy };
     let collect = |region: &dyn WriteTracker| {
         let mut bits = [0u64];
         // SAFETY: only this thread knows the pages, and it is not writing.
@@ -89,23 +109,23 @@ pub(crate) fn check(opened: &Arc<dyn Opened>) -> Result<(), Unavailable> {
 
     let every = (1 << PAGES) - 1;
     (0..PAGES).for_each(|page| scratch.store(page));
-    if collect(&*region)? != every {
+    if collect(region)? != every {
         return Err(wrong("checking that new pages are dirty", useless));
     }
-    if collect(&*region)? == every {
+    if collect(region)? == every {
         return Err(wrong("checking that collected pages are clean", useless));
     }
     region.disarm(scratch.0).map_err(|why| failed("disarming", errno_of(&why)))?;
     region.arm(scratch.0).map_err(|why| failed("arming", errno_of(&why)))?;
-    if collect(&*region)? == every {
+    if collect(region)? == every {
         return Err(wrong("checking that armed pages are clean", useless));
     }
     scratch.store(3);
-    if collect(&*region)? & 1 << 3 == 0 {
+    if collect(region)? & 1 << 3 == 0 {
         return Err(wrong("checking that a written page is dirty", useless));
     }
     match (opened.kernel_writes(), kernel_write(scratch.0.slice(5, 1))) {
-        (KernelWrites::Tracked, Ok(())) if collect(&*region)? & 1 << 5 == 0 => {
+        (KernelWrites::Tracked, Ok(())) if collect(region)? & 1 << 5 == 0 => {
             Err(wrong("checking that a page written by read(2) is dirty", useless))
         }
         (KernelWrites::Tracked, Err(Errno(libc::EFAULT))) => {

@@ -74,7 +74,9 @@ impl Source {
     /// pages *before* anything is written to them again.
     ///
     /// Without that call soft-dirty may miss that pages were dropped (one that is read again, as
-    /// zeros, looks as clean as before), and mprotect also misses the writes to a new mapping.
+    /// zeros, looks as clean as before), and mprotect also misses the writes to a new mapping. The call is
+    /// needed in one more case: armed pages that were *moved* to where they are by `mremap` look armed to userfaultfd
+    /// up to Linux 6.12.10, and the writes to them are missed (CVE-2025-21696).
     #[must_use]
     pub const fn sees_discards(self) -> bool {
         !matches!(self, Self::Mprotect | Self::SoftDirty)

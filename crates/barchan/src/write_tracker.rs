@@ -118,8 +118,8 @@ pub trait WriteTracker: Send + Sync {
     /// writes meanwhile. Only soft-dirty needs the promise to be able to reset.
     ///
     /// # Safety
-    /// No thread, system call or other process writes to *any* region of the tracker during the
-    /// call; nor does `bits` lie in one. (A write that breaks this may never be reported, and whoever trusts the report may
+    /// No thread, system call or other process writes to *any* region of *any* tracker of the process with this
+    /// source during the call; nor does `bits` lie in one. (A write that breaks this may never be reported, and whoever trusts the report may
     /// then use memory that it believes unreachable.)
     ///
     /// # Errors

@@ -108,6 +108,33 @@ fn pages_moved_in_by_mremap_are_dirty() {
     }
 }
 
+/// Kernels leave the protection in the entries of pages that are moved, to where nobody has registered them; stores that
+/// come then go through it.
+#[test]
+fn pages_that_were_armed_elsewhere_are_dirty_when_tracked() {
+    let _alone = alone();
+    for source in [Source::PagemapScan, Source::Userfaultfd] {
+        let Some(tracker) = common::tracker(source) else { continue };
+        let (armed, memory) = (Memory::touched(4), Memory::touched(4));
+        let before = armed.track(&tracker);
+        collect(&before);
+        let bytes = 4 * PAGE_SIZE;
+        // SAFETY: both ranges are the test's own; the old one is mapped again below.
+        let moved = unsafe {
+            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+            libc::mremap(armed.page(0).cast(), bytes, bytes, flags, memory.page(0))
+        };
+        assert_eq!(moved, memory.page(0).cast());
+        armed.replace(0, 4);
+        before.remapped(armed.range()).expect("remapped");
+        memory.write(2);
+        let region = memory.track(&tracker);
+        assert_eq!(collect(&region), [0, 1, 2, 3], "{source}");
+        memory.write(2);
+        assert_eq!(collect(&region), [2], "{source}");
+    }
+}
+
 #[test]
 fn protections_of_the_program_do_not_hide_writes() {
     let _alone = alone();

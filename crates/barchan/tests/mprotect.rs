@@ -205,6 +205,71 @@ fn what_cannot_be_unprotected_goes_on_working() {
     });
 }
 
+/// As the test above; here the regions stay.
+#[test]
+fn what_cannot_be_unprotected_goes_on_working_at_another_size() {
+    at_the_limit("regions between read-only pages, resized", |tracker| {
+        let memory = Memory::touched(5 * 100);
+        let mut regions: Vec<_> =
+            (0..100).map(|i| memory.track_part(&tracker, 5 * i + 1, 3)).collect();
+        regions.iter().for_each(|region| assert_eq!(collect(region), [0, 1, 2]));
+        for page in (0..500).filter(|page| page % 5 == 0 || page % 5 == 4) {
+            let at = memory.page(page).cast();
+            // SAFETY: the page is the test's.
+            assert_eq!(unsafe { libc::mprotect(at, PAGE_SIZE, libc::PROT_READ) }, 0);
+        }
+        let limit = OutOfMappings::new();
+        let middle = |region: &barchan::Region| region.disarm(region.range().slice(1, 1));
+        let refused = regions.iter().filter(|region| middle(region).is_err()).count();
+        assert!(refused > 0, "the reserve is larger than this test knows of");
+        drop(limit);
+        for (i, region) in regions.iter_mut().enumerate() {
+            // SAFETY: the pages are the test's.
+            unsafe { region.resize(memory.range().slice(5 * i + 1, 2)) }.expect("resizing");
+        }
+        for (i, region) in regions.iter().enumerate() {
+            memory.write(5 * i + 1);
+            memory.write(5 * i + 2);
+            assert_eq!(peek(region), [0, 1], "region {i}");
+        }
+    });
+}
+
+/// What is left of a region without an owner is kept no longer than need be: other memory may come there.
+#[test]
+fn what_could_not_be_unprotected_is_when_there_are_mappings_again() {
+    at_the_limit("abandoned regions", |tracker| {
+        let (memory, unrelated) = (Memory::touched(3 * 100), Memory::touched(1));
+        let regions: Vec<_> = (0..100).map(|i| memory.track_part(&tracker, 3 * i + 1, 1)).collect();
+        regions.iter().for_each(|region| assert_eq!(collect(region), [0]));
+        let protect = |page: usize| {
+            let at = memory.page(page).cast();
+            // SAFETY: the page is the test's.
+            assert_eq!(unsafe { libc::mprotect(at, PAGE_SIZE, libc::PROT_READ) }, 0);
+        };
+        (0..300).filter(|page| page % 3 != 1).for_each(protect);
+        let limit = OutOfMappings::new();
+        drop(regions);
+        drop(limit);
+        drop(unrelated.track(&tracker));
+        for page in (0..100).map(|i| 3 * i + 1) {
+            memory.write(page);
+            // Another page, and read-only for a reason of the program's.
+            memory.replace(page, 1);
+            protect(page);
+        }
+        // The last regions to be dropped are those for which there was no reserve.
+        for page in [1, 148, 295, 298] {
+            let status = child_status(false, || {
+                memory.write(page);
+                true
+            });
+            assert!(libc::WIFSIGNALED(status), "a store to page {page}: {status:#x}");
+            assert_eq!(libc::WTERMSIG(status), libc::SIGSEGV);
+        }
+    });
+}
+
 #[test]
 fn faults_of_the_program_kill_it_as_before() {
     let _alone = alone();

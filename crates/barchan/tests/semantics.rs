@@ -484,3 +484,22 @@ fn auto_is_the_best_that_works_and_the_environment_forces() {
 fn all_of_this_in_guest_mode() {
     common::again_in_guest_mode();
 }
+
+/// To try soft-dirty again clears no bit of what is tracked, and written to meanwhile.
+#[test]
+fn trying_soft_dirty_loses_no_write() {
+    const PAGES: usize = 20_000;
+    let _alone = alone();
+    let Some(tracker) = common::tracker(Source::SoftDirty) else { return };
+    let memory = Memory::touched(PAGES);
+    let region = memory.track(&tracker);
+    collect(&region);
+    assert!(peek(&region).is_empty());
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| (0..PAGES).for_each(|page| memory.write(page)));
+        while !writer.is_finished() {
+            barchan::probe(Source::SoftDirty).expect("as before");
+        }
+    });
+    assert_eq!(peek(&region).len(), PAGES);
+}

@@ -118,13 +118,23 @@ impl Query {
 
     /// Pages that are written. The kernel has a fast path for exactly these masks, which also calls
     /// an empty entry written; a hole in the page tables only on some kernels.
-    pub(crate) const WRITTEN: Self = Self {
+    const WRITTEN: Self = Self {
         flags: 0,
         inverted: 0,
         mask: category::WRITTEN,
         anyof: 0,
         returned: category::WRITTEN,
     };
+
+    /// Pages that are written, on a kernel of this release (major, minor, patch).
+    ///
+    /// From 6.7 to 6.8.9 the fast path takes the entries of swapped pages for those of present ones, and misses half of
+    /// those that are written (mended by 2c7ad9a590d1). There another mask, which makes no other difference, avoids it.
+    pub(crate) fn written(release: (u32, u32, u32)) -> Self {
+        let is_misled = ((6, 7, 0)..(6, 8, 10)).contains(&release);
+        let returned = category::WRITTEN | if is_misled { category::SWAPPED } else { 0 };
+        Self { returned, ..Self::WRITTEN }
+    }
 
     /// Pages that have no entry at all: in a hole of the page tables, mostly.
     pub(crate) const ABSENT: Self = Self {
@@ -186,4 +196,16 @@ pub(crate) fn scan(
         filled: filled.min(out.len()),
         walked_to: arg.walk_end as usize & !(PAGE_SIZE - 1),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fast_path_is_avoided_where_it_misses_swapped_pages() {
+        let is_fast = |release| Query::written(release).returned == category::WRITTEN;
+        assert!([(6, 8, 10), (6, 9, 0), (6, 12, 3), (7, 0, 0)].into_iter().all(is_fast));
+        assert!(![(6, 7, 0), (6, 7, 12), (6, 8, 0), (6, 8, 9)].into_iter().any(is_fast));
+    }
 }

@@ -180,6 +180,36 @@ pub(crate) fn fstat(fd: i32) -> Result<libc::stat, Errno> {
     Ok(unsafe { stat.assume_init() })
 }
 
+/// Puts the position of `fd` to `to`, or leaves it for `None`; where it is then.
+pub(crate) fn seek(fd: i32, to: Option<u64>) -> Result<u64, Errno> {
+    let whence = if to.is_some() { libc::SEEK_SET } else { libc::SEEK_CUR };
+    // SAFETY: numbers only.
+    let at = unsafe {
+        syscall(libc::SYS_lseek, [fd_arg(fd), to.unwrap_or(0) as usize, whence as usize, 0, 0, 0])
+    };
+    at.map(|at| at as u64)
+}
+
+/// The release of the running kernel: major, minor and patch; 0 for what it does not say.
+pub(crate) fn kernel_release() -> (u32, u32, u32) {
+    // SAFETY: all bytes zero is a valid utsname, and the kernel fills one.
+    let name = unsafe {
+        let mut name: libc::utsname = core::mem::zeroed();
+        let _ = syscall(libc::SYS_uname, [core::ptr::from_mut(&mut name) as usize, 0, 0, 0, 0, 0]);
+        name
+    };
+    let mut numbers = [0; 3];
+    let mut field = 0;
+    for byte in name.release.map(|byte| byte as u8) {
+        match byte {
+            b'0'..=b'9' => numbers[field] = numbers[field] * 10 + u32::from(byte - b'0'),
+            b'.' if field < 2 => field += 1,
+            _ => break,
+        }
+    }
+    numbers.into()
+}
+
 /// `userfaultfd(2)`.
 pub(crate) fn userfaultfd(flags: i32) -> Result<i32, Errno> {
     // SAFETY: no pointer involved; it makes a descriptor.

@@ -5,7 +5,7 @@
 //! each reset the bits of all tracked regions (of every tracker: the table below is one for the
 //! process) are harvested into words of our own. And reading and clearing are two steps, so a write
 //! between them would be lost: only a caller who vouches that nobody writes may reset
-//! (`collect_and_reset_stopped`); for others a collection reports and resets nothing, and arming
+//! (`collect_and_reset_stopped`), to any region of any soft-dirty tracker of the process; for others a collection reports and resets nothing, and arming
 //! makes only those pages clean whose kernel bit is clear already.
 //!
 //! A page is dirty if its harvested bit is set, or its kernel bit is set (for a new mapping the
@@ -219,8 +219,13 @@ impl SoftDirty {
     }
 }
 
-/// Sees whether the bit goes away when cleared and comes back when written. Harvests nothing:
-/// clearing is done through a region, as everywhere.
+/// Runs `f`, unless there is more than one region; nobody can track another meanwhile. For the probe, which
+/// clears the kernel's bits while the writers of other regions go on.
+pub(crate) fn if_alone<R>(f: impl FnOnce() -> R) -> Option<R> {
+    CHANGING.with(|()| TABLE.with(|regions| regions.len() <= 1).then(f))
+}
+
+/// Sees whether a fresh page has the bit. What else it does is for the probe to see, through a region.
 fn check_bits() -> Result<(), Unavailable> {
     let unavailable = |kind, step, errno| Unavailable {
         source: Source::SoftDirty,

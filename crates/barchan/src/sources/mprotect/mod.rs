@@ -75,13 +75,14 @@ impl Opened for Mprotect {
     }
 }
 
-/// Ends what is left in `range` of regions that could not be unprotected when they were dropped.
+/// Ends the regions that could not be unprotected when they were dropped, while their memory is still what it was. Fails
+/// if that cannot be done of one with pages in `range`.
 fn retire_abandoned(writer: &mut Writer<'_>, range: PageRange) -> Result<(), Errno> {
-    while let Some(state) = writer.abandoned(range) {
+    writer.abandoned().into_iter().try_for_each(|state| {
         let prepared = writer.prepare(Some(&state), None);
-        state.retire(None, || writer.publish(prepared))?;
-    }
-    Ok(())
+        let retired = state.retire(None, || writer.publish(prepared));
+        if state.range().overlaps(&range) { retired } else { Ok(()) }
+    })
 }
 
 fn new_state(range: PageRange, counters: &'static Counters) -> Result<State, RegionError> {
@@ -195,6 +196,10 @@ impl Drop for MprotectRegion {
             if self.state.retire(None, || writer.publish(prepared)).is_err() {
                 // Its pages are still protected, and the registry keeps it for their faults.
                 self.state.abandon();
+            } else {
+                let nothing = PageRange::between(self.range().start(), self.range().start());
+                // Fails for none.
+                let _ = retire_abandoned(writer, nothing);
             }
         });
     }

@@ -145,11 +145,9 @@ pub(super) fn write<R>(f: impl FnOnce(&mut Writer<'_>) -> R) -> R {
 }
 
 impl Writer<'_> {
-    /// A region with pages in `range` whose owner has gone, and which could not be unprotected.
-    pub(super) fn abandoned(&self, range: PageRange) -> Option<Arc<State>> {
-        with_regions(|regions| {
-            regions.iter().find(|r| r.is_abandoned() && r.range().overlaps(&range)).cloned()
-        })
+    /// The regions whose owners have gone, and which could not be unprotected.
+    pub(super) fn abandoned(&self) -> Vec<Arc<State>> {
+        with_regions(|regions| regions.iter().filter(|r| r.is_abandoned()).cloned().collect())
     }
 
     /// The array that is wanted, with `new` added and `old` removed.

@@ -304,6 +304,8 @@ impl State {
                     next.put(next.range.index_of(at), 1, false);
                 }
             }
+            let left = self.left_protected.load(Ordering::Relaxed);
+            next.left_protected.store(left, Ordering::Relaxed);
         }
         self.replaced.store(true, Ordering::Relaxed);
         publish();
@@ -328,7 +330,7 @@ fn is_mapped(range: PageRange) -> bool {
 }
 
 /// Whether a store to `page` would succeed now, found out without storing: the page is populated
-/// for writing. `None` on kernels that cannot say (before 5.14).
+/// for writing. `None` where that cannot be said: before Linux 5.14, or where a policy refuses the call.
 pub(super) fn is_writable(page: PageRange) -> Option<bool> {
     // SAFETY: populating a page changes no byte of it.
     let populated = |page| unsafe { syscall::madvise(page, libc::MADV_POPULATE_WRITE) };
@@ -337,6 +339,7 @@ pub(super) fn is_writable(page: PageRange) -> Option<bool> {
         // No permission; or an advice that the kernel does not know, which then does not work on
         // an empty range either.
         Err(Errno(libc::EINVAL)) => populated(page.slice(0, 0)).is_ok().then_some(false),
+        Err(Errno(libc::EPERM | libc::EACCES | libc::ENOSYS)) => None,
         Err(_) => Some(false),
     }
 }

@@ -76,12 +76,15 @@ impl Descriptors {
         pagemap::scan(self.pagemap.number()?, query, range, out)
     }
 
-    /// Registers `range`, whose pages belong to the caller.
+    /// Registers `range`, whose pages belong to the caller, and lifts its protection: kernels leave it in the entries
+    /// of pages that were registered before, by a userfaultfd that was closed (Linux 6.7 to 6.8.9, CVE-2024-36881) or
+    /// elsewhere, from where they were moved (to 6.12.10, CVE-2025-21696). Stores that came between went through it.
     fn register(self, range: PageRange) -> Result<(), Errno> {
         let fd = self.uffd.number()?;
         // SAFETY: 1. the pages are the caller's. 2. The registration is asynchronous: no fault
         // waits for an answer.
-        unsafe { uffd::register(fd, range) }
+        unsafe { uffd::register(fd, range) }?;
+        uffd::write_protect(fd, range, Protect::Off).inspect_err(|_| release(self, range))
     }
 
     /// Lifts the protection of `range`; nobody waits for that.
@@ -95,7 +98,7 @@ impl Descriptors {
 /// A range whose page tables are gone (never touched, or dropped by MADV_DONTNEED and freed) has
 /// no entry to look at. Some kernels report it as written (6.18); for those that do not (6.12),
 /// absent pages are asked for by name.
-pub(super) fn are_holes_apart(fds: Descriptors) -> Result<bool, Unavailable> {
+pub(super) fn are_holes_apart(fds: Descriptors, written: Query) -> Result<bool, Unavailable> {
     const BYTES: usize = 4 << 20;
     let failed = |step, errno| {
         let remedy = "needs Linux 6.7 with PAGEMAP_SCAN, and an ioctl that no policy refuses";
@@ -113,7 +116,7 @@ pub(super) fn are_holes_apart(fds: Descriptors) -> Result<bool, Unavailable> {
         .register(range)
         .map_err(|errno| failed("UFFDIO_REGISTER", errno))
         .and_then(|()| {
-            fds.scan(Query::WRITTEN.checking(), range, &mut found)
+            fds.scan(written.checking(), range, &mut found)
                 .map_err(|errno| failed("the PAGEMAP_SCAN ioctl", errno))
         })
         .map(|scanned| {
@@ -130,7 +133,7 @@ pub(super) fn is_lost(errno: Errno) -> bool {
     errno.0 == libc::EBADF
 }
 
-/// Registers `range`; registering twice is harmless and keeps the state of the pages.
+/// Registers `range`, whose pages are dirty then.
 pub(super) fn register(fds: Descriptors, range: PageRange) -> Result<(), RegionError> {
     // The pages belong to the region, by the promise of whoever tracks it.
     fds.register(range).map_err(|errno| RegionError::System {

@@ -20,10 +20,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use self::descriptors::{Descriptors, are_holes_apart, is_lost, register, release};
 use super::Opened;
 use crate::bitmap;
-use crate::os::epoch;
 use crate::os::lock::EpochLock;
 use crate::os::own::OwnCell;
 use crate::os::pagemap::{Found, Query};
+use crate::os::{epoch, syscall};
 use crate::stats::{Counters, ScanTimer};
 use crate::write_tracker::{check_bitmap, check_inside};
 use crate::{
@@ -41,6 +41,8 @@ pub(crate) struct PagemapScan {
     pagemap: OwnCell,
     uffd: OwnCell,
     reopening: EpochLock,
+    /// What finds written pages on this kernel.
+    written: Query,
     /// Whether holes in the page tables have to be asked for by name on this kernel.
     holes_apart: bool,
     counters: Counters,
@@ -49,12 +51,14 @@ pub(crate) struct PagemapScan {
 impl PagemapScan {
     pub(crate) fn open() -> Result<Self, Unavailable> {
         let fds = Descriptors::open()?;
-        let holes_apart = are_holes_apart(fds).inspect_err(|_| fds.close())?;
+        let written = Query::written(syscall::kernel_release());
+        let holes_apart = are_holes_apart(fds, written).inspect_err(|_| fds.close())?;
         Ok(Self {
             epoch: AtomicU64::new(epoch::current()),
             pagemap: OwnCell::new(fds.pagemap),
             uffd: OwnCell::new(fds.uffd),
             reopening: EpochLock::new(),
+            written,
             holes_apart,
             counters: Counters::new(),
         })
@@ -101,7 +105,8 @@ impl PagemapScan {
         }
         // If it cannot be had, everything stays dirty, and the next collection tries again.
         match lost {
-            Lost::Pagemap if now.pagemap == was.pagemap => {
+            // A new one may have the number of the old, and is the same file.
+            Lost::Pagemap if now.pagemap == was.pagemap && now.pagemap.number().is_err() => {
                 if let Ok(pagemap) = Descriptors::open_pagemap() {
                     self.pagemap.set(pagemap);
                 }
@@ -182,7 +187,7 @@ impl PagemapScanRegion {
     /// What the kernel does not answer for is dirty.
     fn scan(&self, fds: Descriptors, range: PageRange, reset: bool, bits: &mut [u64]) -> usize {
         let with = |query: Query| if reset { query.protecting() } else { query.checking() };
-        let written = self.scan_for(fds, with(Query::WRITTEN), range, bits);
+        let written = self.scan_for(fds, with(self.shared.written), range, bits);
         if !self.shared.holes_apart {
             return written;
         }

@@ -103,7 +103,12 @@ impl Descriptors {
     pub(super) fn register(&self, range: PageRange) -> Result<(), Refused> {
         // SAFETY: 1. the pages belong to the region, by the promise of whoever tracks it. 2. The
         // monitor of this descriptor answers faults.
-        unsafe { uffd::register(self.uffd, range) }.map_err(|errno| ("UFFDIO_REGISTER", errno))
+        unsafe { uffd::register(self.uffd, range) }.map_err(|errno| ("UFFDIO_REGISTER", errno))?;
+        // Kernels leave the protection of an earlier registration in the entries (all of closed userfaultfds up to
+        // 6.8.9, of unregistered pages before 6.0, of moved ones up to 6.12.10); stores that came since went through it.
+        self.protect_piecewise(range, Protect::Off)
+            .map_err(|errno| ("UFFDIO_WRITEPROTECT", errno))
+            .inspect_err(|_| self.release(range))
     }
 
     pub(super) fn release(&self, range: PageRange) {

@@ -4,8 +4,10 @@
 //! entry is write-protected by our userfaultfd, which bit 57 of its pagemap entry tells. To collect
 //! is to read those bits and then to protect the pages that had none. A write in between lands in
 //! a page that is being reported. Nothing is kept on our side, so nothing can come apart from the
-//! truth: pages dropped by `MADV_DONTNEED`, moved or mapped anew are unprotected, hence dirty; so
-//! are untouched pages on kernels that cannot protect them (before 6.4).
+//! truth: pages dropped by `MADV_DONTNEED` or mapped anew are unprotected, hence dirty; so
+//! are untouched pages on kernels that cannot protect them (before 6.4). That armed pages were moved
+//! into a region (`mremap`) has to be told: up to Linux 6.12.10 they look armed there, and are not
+//! (CVE-2025-21696).
 //!
 //! A fault is answered by the `monitor` thread: two thread switches and two system calls. A fault
 //! of the kernel itself (`read` into a clean page) is only delivered to a process that may handle
@@ -18,8 +20,9 @@
 //! Drop privileges first, then open: the monitor has the user id of whoever opened the source, and
 //! keeps it when the program changes its own (libc changes only the threads that it knows). Its
 //! capabilities it gives up once the descriptors are open. To have a table of its own it closes
-//! copies of the program's descriptors, which ends the process' `mq_notify` registrations: open the
-//! tracker first, then register.
+//! copies of the program's descriptors, as `close` does: that ends the process' `mq_notify`
+//! registrations (open the tracker first, then register), and waits for files of a network or FUSE
+//! file system to be flushed.
 
 mod descriptors;
 mod monitor;
