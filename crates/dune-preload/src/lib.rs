@@ -44,8 +44,8 @@ const DIRECTORY: &std::ffi::CStr = c"BARCHAN_DUNE_DIR";
 
 /// The ring at which the program shall run, "0" or "3" (`barchan run --dune --ring`).
 const RING: &std::ffi::CStr = c"BARCHAN_DUNE_RING";
-/// The exit code of a program that could not be started, as shells have it.
-const NOT_STARTED: i32 = 127;
+/// The exit code of a program that is there and could not be started, as shells have it.
+const NOT_STARTED: i32 = 126;
 
 extern "C" fn constructor() {
     // SAFETY: the variable's value is a C string that nobody changes while the program has not begun.

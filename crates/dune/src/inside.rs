@@ -53,9 +53,18 @@ pub struct FlushOwed {
 /// is not there yet.
 static CLEARINGS: AtomicUsize = AtomicUsize::new(0);
 
-/// One of [`CLEARINGS`].
+/// How often the process and those that it was forked from were forked: nobody goes on with what was under way before.
+static GENERATION: AtomicUsize = AtomicUsize::new(0);
+
+/// One of [`CLEARINGS`], of this generation.
 #[derive(Debug)]
-pub(crate) struct Clearing(());
+pub(crate) struct Clearing(usize);
+
+/// In a forked child, whose tables and TLBs are new: no flush is owed.
+pub(crate) fn renew() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+    CLEARINGS.store(0, Ordering::Relaxed);
+}
 
 impl Clearing {
     /// Before an entry is changed.
@@ -63,7 +72,7 @@ impl Clearing {
         CLEARINGS.fetch_add(1, Ordering::SeqCst);
         // Who sees an entry that is changed after this sees the count too.
         fence(Ordering::SeqCst);
-        Self(())
+        Self(GENERATION.load(Ordering::Relaxed))
     }
 
     /// Whether somebody else is at it.
@@ -84,7 +93,9 @@ impl Clearing {
 
 impl Drop for Clearing {
     fn drop(&mut self) {
-        CLEARINGS.fetch_sub(1, Ordering::SeqCst);
+        if self.0 == GENERATION.load(Ordering::Relaxed) {
+            CLEARINGS.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 

@@ -48,8 +48,13 @@ pub(crate) mod request {
     pub(crate) const FORGET: u64 = 2;
 }
 
-/// Who takes down: the tails of all rings.
+/// Who takes down: the tails of all rings. Comes after [`SPACE`].
 static READER: Lock<()> = Lock::new(());
+
+/// Keeps everybody from taking down, until it is dropped.
+pub(crate) fn hold() -> impl Drop {
+    READER.lock()
+}
 
 // For code in guest mode.
 

@@ -207,6 +207,100 @@ fn a_read_that_waits_counts_as_writing_while_it_does() {
     });
 }
 
+/// A child by vfork may end by `exit(2)`, as a thread does. Its parent, which hears of it late, does not take it for the
+/// next thread at the child's place.
+#[test]
+fn the_place_of_a_vforked_child_is_given_back_once() {
+    /// It takes several seconds, natively, for the two to meet.
+    const LONG: std::time::Duration = std::time::Duration::from_secs(10);
+    /// Lets the calling thread run on one processor only, if there are several.
+    fn stay_on(processor: usize) {
+        // SAFETY: a set of this thread's; it may be refused.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(processor, &mut set);
+            libc::sched_setaffinity(0, size_of_val(&set), &raw const set);
+        }
+    }
+    /// A child that ends at once, and all alone.
+    fn vfork_and_exit() {
+        let flags = (libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD) as i64;
+        let pid: i64;
+        // SAFETY: the child runs on the same stack, which it does not touch, and ends.
+        unsafe {
+            std::arch::asm!(
+                "syscall",
+                "test rax, rax",
+                "jnz 22f",
+                "mov eax, 60", "xor edi, edi", "syscall",
+                "22:",
+                inlateout("rax") libc::SYS_clone => pid,
+                inlateout("rdi") flags => _, in("rsi") 0, in("rdx") 0, in("r10") 0, in("r8") 0,
+                out("rcx") _, out("r11") _,
+            );
+            assert!(pid > 0, "{pid}");
+            assert_eq!(libc::waitpid(pid as i32, std::ptr::null_mut(), 0), pid as i32);
+        }
+    }
+    passes(|| {
+        let inside = Inside::current().expect("inside");
+        let start = map(16);
+        inside.populate(range(start, 16)).expect("memory");
+        let mut pipe = [0; 2];
+        // SAFETY: two descriptors.
+        assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stops, spins) = (Arc::clone(&stop), Arc::clone(&stop));
+        let parent = std::thread::spawn(move || {
+            stay_on(0);
+            // SAFETY: of this thread; it may be refused.
+            unsafe {
+                let lowest = libc::sched_param { sched_priority: 0 };
+                libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const lowest);
+            }
+            while !stops.load(Ordering::Relaxed) {
+                vfork_and_exit();
+            }
+        });
+        let spinner = std::thread::spawn(move || {
+            stay_on(0);
+            while !spins.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        stay_on(1);
+        let begin = std::time::Instant::now();
+        while begin.elapsed() < LONG {
+            let buffer = start as usize + 7 * PAGE;
+            let id = Arc::new(AtomicU64::new(0));
+            let told = Arc::clone(&id);
+            // They take the places that are free, the child's among them.
+            let others = [(); 3].map(|()| std::thread::spawn(std::thread::park));
+            let reader = std::thread::spawn(move || {
+                // SAFETY: no arguments; then a buffer in the mapping.
+                unsafe {
+                    told.store(libc::gettid() as u64, Ordering::Release);
+                    libc::read(pipe[0], buffer as *mut _, 1)
+                }
+            });
+            wait_for_call(&id, libc::SYS_read);
+            for _ in 0..3 {
+                assert!(collect(inside, start, 16).contains(&7), "it may come at any time");
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            for other in others {
+                other.thread().unpark();
+                other.join().expect("it ends");
+            }
+            // SAFETY: a byte of ours.
+            unsafe { libc::write(pipe[1], b"x".as_ptr().cast(), 1) };
+            assert_eq!(reader.join().expect("it ends"), 1);
+        }
+        stop.store(true, Ordering::Relaxed);
+        [parent, spinner].into_iter().for_each(|thread| thread.join().expect("it ends"));
+    });
+}
+
 /// The kernel clears a word as a thread exits. It is there for whoever looks at that memory, though somebody looked
 /// elsewhere before, or did not collect.
 #[test]

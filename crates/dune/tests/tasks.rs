@@ -293,3 +293,39 @@ fn the_list_of_descriptors_is_the_programs_own() {
     });
     ended_well(ended);
 }
+
+/// The kernel keeps what is left of a process' first thread until the others have ended, without its memory.
+#[test]
+fn a_process_goes_on_without_its_first_thread() {
+    static HANDLED: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn handler(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        HANDLED.fetch_add(1, Ordering::Relaxed);
+    }
+    fn rest() {
+        // SAFETY: no arguments.
+        let first = unsafe { libc::getpid() };
+        let stat = || std::fs::read_to_string(format!("/proc/self/task/{first}/stat"));
+        while !stat().is_ok_and(|text| text.contains(") Z ")) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        support::install(libc::SIGUSR1, handler);
+        for n in 1..=3 {
+            // SAFETY: there is a handler.
+            assert_eq!(unsafe { libc::raise(libc::SIGUSR1) }, 0);
+            assert_eq!(HANDLED.load(Ordering::Relaxed), n);
+            let sum: u64 = std::thread::spawn(|| (0..1000).sum()).join().expect("it ends");
+            assert_eq!(sum, 499_500);
+        }
+        let output = std::process::Command::new("/bin/echo").arg("hello").output();
+        assert_eq!(output.expect("it starts").stdout, b"hello\n");
+    }
+    passes(|| {
+        std::mem::forget(std::thread::spawn(|| {
+            let ended = std::panic::catch_unwind(rest);
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(if ended.is_ok() { 0 } else { 101 }) };
+        }));
+        // SAFETY: ends the first thread only.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    });
+}

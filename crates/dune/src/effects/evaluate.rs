@@ -13,7 +13,7 @@ pub(super) struct Evaluation<'a, P: ?Sized, F> {
     pub(super) args: &'a [u64; 6],
     pub(super) process: &'a P,
     f: F,
-    why: Option<Why>,
+    pub(super) why: Option<Why>,
 }
 
 /// Evaluates `items`.

@@ -109,9 +109,17 @@ impl<P: Process + ?Sized, F: FnMut(Written)> Evaluation<'_, P, F> {
         }
     }
 
-    /// `io_submit(context, count, blocks)`: the kernel stores a key in each block, and fills the buffers
-    /// of reads some time later. It stops at a pointer that it cannot read, having taken those before.
+    /// `io_submit(context, count, blocks)`. What cannot be told of it is written some time later, too.
     fn io_submit(&mut self) {
+        self.requests();
+        if self.why.is_some() {
+            self.unknown(Why::Submitted);
+        }
+    }
+
+    /// Those of `io_submit`: the kernel stores a key in each block, and fills the buffers of reads some time later.
+    /// It stops at a pointer that it cannot read, having taken those before.
+    fn requests(&mut self) {
         const PREAD: u16 = 0;
         const PWRITE: u16 = 1;
         const FSYNC: u16 = 2;

@@ -20,20 +20,13 @@ impl<P: Process + ?Sized, F: FnMut(Written)> Evaluation<'_, P, F> {
             }
             Item::Mremap => self.mremap(),
             Item::Madvise if replaces(self.int(2)) => {
-                self.replaced(self.arg(0), self.arg(1));
-                // Pages that are free to take are taken when memory is short.
-                if self.int(2) == MADV_FREE {
-                    self.emit(Written {
-                        start: self.arg(0),
-                        bytes: self.arg(1),
-                        cut: Cut::Whole,
-                        how: How::Replaced,
-                        until: Until::Completion,
-                    });
-                }
+                self.advised(self.arg(0), self.arg(1), self.int(2));
             }
             Item::ProcessMadvise if replaces(self.int(3)) => {
-                self.iovec(self.arg(1), self.arg(2), |this, base, len| this.replaced(base, len));
+                let advice = self.int(3);
+                self.iovec(self.arg(1), self.arg(2), |this, base, len| {
+                    this.advised(base, len, advice);
+                });
             }
             Item::MapShadowStack => {
                 self.replaced(self.arg(0), self.arg(1));
@@ -52,6 +45,16 @@ impl<P: Process + ?Sized, F: FnMut(Written)> Evaluation<'_, P, F> {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Pages whose contents go by an advice.
+    fn advised(&mut self, start: u64, bytes: u64, advice: i32) {
+        self.replaced(start, bytes);
+        // Pages that are free to take are taken when memory is short.
+        if advice == MADV_FREE {
+            let (cut, how, until) = (Cut::Whole, How::Replaced, Until::Completion);
+            self.emit(Written { start, bytes, cut, how, until });
         }
     }
 

@@ -124,6 +124,8 @@ pub enum Why {
     IoUring,
     /// `io_uring_setup`: as `IoUring`, once there is a ring.
     IoUringSetup,
+    /// `io_submit` of requests that this table cannot bound, or cannot read: they complete at any time. It lasts.
+    Submitted,
     /// `setsockopt` that hands memory to a device or a ring for good (`AF_XDP`, RDS). It lasts.
     Registered,
     /// `restart_syscall`: what the interrupted call wrote. Whoever knows that call keeps its ranges.
@@ -139,7 +141,7 @@ impl Why {
     /// Whether it goes on after the call has returned, until the process knows better.
     #[must_use]
     pub fn lasts(self) -> bool {
-        matches!(self, Self::IoUring | Self::IoUringSetup | Self::Registered)
+        matches!(self, Self::IoUring | Self::IoUringSetup | Self::Submitted | Self::Registered)
     }
 
     /// As [`Self::lasts`], now that the call has returned `result`.

@@ -7,6 +7,7 @@
 use super::run::Guest;
 use super::thread::Thread;
 use crate::host::{HostError, Vcpu as _};
+use crate::page_log;
 use crate::space::SPACE;
 use crate::sys;
 use crate::sys::text;
@@ -34,13 +35,15 @@ pub(crate) fn fork(
     start.mask = mask;
     thread.start.set(start);
 
-    // Nobody changes the space, or the actions, while it is copied.
+    // Nobody changes the space, or the actions, while it is copied, or reads the log.
     let space = SPACE.lock();
+    let log = page_log::hold();
     // SAFETY: the process outlives its threads.
     let actions = unsafe { &*thread.process.get() }.actions.lock();
     // SAFETY: no memory is shared with the child, which goes on here, on its copy of this stack.
     let result = unsafe { sys::raw(nr as i64, arguments) };
     drop(actions);
+    drop(log);
     if result != 0 {
         drop(space);
         sys::set_mask(mask);
@@ -65,7 +68,8 @@ pub(crate) fn fork(
 fn renew(guest: &mut Guest<'_>, thread: &'static Thread) -> Result<(), HostError> {
     crate::stats::renew();
     thread.abandon_all();
-    thread.id.store(sys::thread_id(), core::sync::atomic::Ordering::Relaxed);
+    thread.claim();
+    crate::inside::renew();
     {
         let mut space = SPACE.lock();
         space.abandon();

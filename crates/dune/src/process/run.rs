@@ -98,7 +98,7 @@ pub(crate) fn begin(thread: &'static Thread) -> ! {
     let place = Place::Program;
     let mut guest =
         Guest { thread, cpu, place, all: true, call: 0, goes_on: false, stuck: 0, stuck_at: 0 };
-    thread.id.store(sys::thread_id(), Ordering::Relaxed);
+    thread.claim();
     calls::written::child_runs(&thread.under_way, thread.start.get().child_tid);
     sys::set_mask(thread.start.get().mask);
     loop {

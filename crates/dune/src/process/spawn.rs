@@ -129,6 +129,7 @@ pub(crate) fn spawn(guest: &mut Guest<'_>, mut request: Request) -> i64 {
     start.mask = mask;
     start.child_tid = request.child_tid;
     thread.start.set(start);
+    thread.lent.set(request.flags & CLONE_VFORK != 0);
     crate::calls::written::child_starts(&thread.under_way);
 
     let top = thread.stack_top();
@@ -165,7 +166,7 @@ extern "C" fn child(thread: &'static Thread) -> ! {
     run::begin(thread)
 }
 
-/// Ends the calling thread; its slot is free the moment it no longer needs it.
+/// Ends the calling thread; its slot is free the moment it no longer needs it, or when its parent has seen it end.
 pub(crate) fn exit(guest: &mut Guest<'_>, status: u64) -> ! {
     let thread = guest.thread;
     sys::set_mask(!0);

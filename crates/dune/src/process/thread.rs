@@ -64,6 +64,10 @@ pub(crate) struct Thread {
     pub(crate) index: usize,
     /// The kernel's id of the thread that has, or last had, the slot; 0: none has started in it.
     pub(crate) id: AtomicI32,
+    /// The process that the kernel counts it to: not ours for a child that only shares memory.
+    pub(crate) group: AtomicI32,
+    /// Whether the parent, who waits until it is gone, gives the slot back.
+    pub(crate) lent: Cell<bool>,
     pub(crate) captured: UnsafeCell<Captured>,
     pub(crate) under_way: UnderWay,
     pub(crate) altstack: Cell<AltStack>,
@@ -152,6 +156,7 @@ impl Thread {
         }
         written::settle(&thread.under_way);
         thread.id.store(0, Ordering::Relaxed);
+        thread.lent.set(false);
         thread.pending.store(0, Ordering::Relaxed);
         thread.space.set(0);
         thread.held.set(0);
@@ -170,19 +175,28 @@ impl Thread {
         if id == 0 {
             return true;
         }
-        let (pid, esrch) = (sys::process_id() as u64, -i64::from(libc::ESRCH));
+        let (group, esrch) = (self.group.load(Ordering::Relaxed), -i64::from(libc::ESRCH));
         // SAFETY: signal 0 only asks.
-        unsafe { sys::raw(libc::SYS_tgkill, [pid, id as u64, 0, 0, 0, 0]) == esrch }
+        unsafe { sys::raw(libc::SYS_tgkill, [group as u64, id as u64, 0, 0, 0, 0]) == esrch }
     }
 
-    /// Gives the slot back: for a thread that was never started, or has ended.
+    /// Notes that the calling thread has it.
+    pub(crate) fn claim(&self) {
+        self.group.store(sys::process_id(), Ordering::Relaxed);
+        self.id.store(sys::thread_id(), Ordering::Relaxed);
+    }
+
+    /// Gives the slot back: for a thread that was never started, or has ended and writes nothing any more.
     pub(crate) fn give_back(&self) {
+        self.id.store(0, Ordering::Relaxed);
         self.state.store(FREE, Ordering::Release);
     }
 
     /// The word that [`super::spawn::exit`] sets to 0 last.
     pub(crate) fn state_word(&self) -> *mut u32 {
-        self.state.as_ptr()
+        /// For slots that are given back by another.
+        static NO_STATE: AtomicU32 = AtomicU32::new(FREE);
+        if self.lent.get() { NO_STATE.as_ptr() } else { self.state.as_ptr() }
     }
 
     /// The end of the monitor stack, aligned, with room for a word above.
@@ -256,7 +270,6 @@ impl Thread {
             *cpu = None;
             thread.kick.store(core::ptr::null_mut(), Ordering::Release);
             if thread.index != self.index {
-                thread.id.store(0, Ordering::Relaxed);
                 written::settle(&thread.under_way);
                 thread.give_back();
             }

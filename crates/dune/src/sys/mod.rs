@@ -225,10 +225,11 @@ fn copy(nr: i64, local: usize, remote: usize, len: usize) -> Result<(), Errno> {
     // Grows a stack if need be: the calls below do not.
     if len == 0 || readable(remote) && readable(remote + len - 1) {
         let (local, remote) = ([local, len], [remote, len]);
-        let pid = process_id() as u64;
+        // Not the process's: once its first thread has exited that has no memory.
+        let tid = thread_id() as u64;
         // SAFETY: one range each; `local` is a slice of ours, `remote` is checked by the kernel.
         let done =
-            unsafe { call(nr, [pid, local.as_ptr() as u64, 1, remote.as_ptr() as u64, 1, 0]) }?;
+            unsafe { call(nr, [tid, local.as_ptr() as u64, 1, remote.as_ptr() as u64, 1, 0]) }?;
         if done as usize == len {
             return Ok(());
         }

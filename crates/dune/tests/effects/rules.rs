@@ -298,7 +298,10 @@ fn what_was_refused_does_not_last() {
     let process = Fake::default()
         .with(0x100, &[0x1000])
         .with(0x1000, &[0, 0, 0, 0x5000, 64, 0, 0, 0])
-        .with(0x200, &[0; 15]);
+        .with(0x200, &[0; 15])
+        .with(0x300, &[0x5000, 0x2000])
+        .with(0x400, &[0x2000])
+        .with(0x2000, &[0, 0, 7, 0x6000, 1025, 0, 0, 0]);
     let lasts = |number: libc::c_long, args: [u64; 6], result: i32| {
         Capture::<4>::before(&effects::of(number as u64, &args), &process)
             .lasts_after(i64::from(result))
@@ -317,6 +320,18 @@ fn what_was_refused_does_not_last() {
     // The first of two blocks was taken, the first of two mappings freed.
     assert!(lasts(libc::SYS_io_submit, [7, 1, 0x100, 0, 0, 0], -libc::EAGAIN));
     assert!(lasts(libc::SYS_madvise, [0x5000, 0x2000, 8, 0, 0, 0], -libc::EINVAL));
+    assert!(lasts(libc::SYS_process_madvise, [3, 0x300, 1, 8, 0, 0], 0x2000));
+    assert!(!lasts(libc::SYS_process_madvise, [3, 0x300, 1, 4, 0, 0], 0x2000));
+    // Requests that cannot be told, or seen by us while another thread maps them, end later too.
+    assert!(lasts(libc::SYS_io_submit, [7, 1025, 0x100, 0, 0, 0], 1025));
+    assert!(lasts(libc::SYS_io_submit, [7, 1, 0x9000, 0, 0, 0], 1));
+    assert!(lasts(libc::SYS_io_submit, [7, 1, 0x400, 0, 0, 0], 1), "too many buffers");
+    let process = Fake { file: Some(File::Unknown), ..process.clone() };
+    let one_read = effects::of(libc::SYS_io_submit as u64, &[7, 1, 0x100, 0, 0, 0]);
+    assert!(
+        Capture::<4>::before(&one_read, &process).lasts_after(1),
+        "of a file that is not known"
+    );
     assert!(!lasts(libc::SYS_read, [3, 0x5000, 64, 0, 0, 0], 64));
     // Others know when a thread has exited.
     assert!(!lasts(libc::SYS_set_tid_address, [0x5000, 0, 0, 0, 0, 0], 9));
