@@ -1,7 +1,7 @@
 //! Where things are: the checkout, its inputs, and the build directory.
 //!
 //! Every path that the builder and the command use is written down here and
-//! nowhere else. Only the build directory is ever written to.
+//! nowhere else. Only the build directory is written to, and cargo's own.
 
 use std::path::{Path, PathBuf};
 
@@ -77,7 +77,15 @@ impl Layout {
         self.root.join("workloads")
     }
 
-    /// The build directory, the only place that is written to.
+    /// What moves programs into guest mode, where cargo puts it.
+    #[must_use]
+    pub fn dune_library(&self) -> PathBuf {
+        let target = std::env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| self.root.join("target"), PathBuf::from);
+        target.join("release/libbarchan_dune.so")
+    }
+
+    /// The build directory, the only place that is written to but for cargo's.
     #[must_use]
     pub fn build(&self) -> PathBuf {
         self.root.join("build")

@@ -104,7 +104,7 @@ pub(crate) fn preload(layout: &Layout) -> Result<PathBuf> {
 
 /// The library that `barchan run --dune` preloads, if it has been built.
 pub(crate) fn built_dune_library(layout: &Layout) -> Option<PathBuf> {
-    Some(layout.root().join("target/release/libbarchan_dune.so")).filter(|path| path.is_file())
+    Some(layout.dune_library()).filter(|path| path.is_file())
 }
 
 /// Builds that library; cargo does nothing if it is up to date. Where there is no cargo, what it has built is taken.

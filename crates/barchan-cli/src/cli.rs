@@ -11,6 +11,9 @@ use crate::bench::workload;
 /// Longest pause that incremental mode aims at unless told otherwise.
 pub(crate) const DEFAULT_PAUSE_MS: u32 = 5;
 
+/// More threads that mark the collector does not have.
+const MAX_MARKERS: u32 = 16;
+
 /// A drop-in libgc.so.1 with dirty bits by the kernel: build it, run programs on it, measure it.
 #[derive(Debug, Parser)]
 #[command(
@@ -129,7 +132,7 @@ pub(crate) struct RunArgs {
     pub(crate) pause_ms: Option<u32>,
 
     /// Threads that mark, in a program that has threads or asks for them [default: one a core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_MARKERS)))]
     pub(crate) markers: Option<u32>,
 
     /// Collector to run on: the patched one, the pinned upstream, or the system's [default: barchan]
@@ -305,6 +308,15 @@ pub(crate) struct BenchArgs {
     pub(crate) runs: RunsArgs,
 }
 
+impl RunsArgs {
+    /// The threads that mark: those asked for, or one a core as far as the collector can have so many.
+    pub(crate) fn markers(&self) -> u32 {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let cores = u32::try_from(cores).unwrap_or(MAX_MARKERS);
+        self.markers.unwrap_or(cores.min(MAX_MARKERS))
+    }
+}
+
 /// What all benchmarks of the collector are told.
 #[derive(Debug, Args)]
 pub(crate) struct RunsArgs {
@@ -317,8 +329,8 @@ pub(crate) struct RunsArgs {
     #[arg(long, value_name = "F", value_parser = scale)]
     pub(crate) scale: Option<f64>,
 
-    /// Threads that mark, in every mode but `full` [default: one a core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    /// Threads that mark, in every mode but `full` [default: one a core, 16 at most]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_MARKERS)))]
     pub(crate) markers: Option<u32>,
 
     /// Write all measurements to FILE

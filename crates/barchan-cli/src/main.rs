@@ -47,23 +47,29 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {
     let root = cli.root;
-    let layout = || Layout::new(root.unwrap_or_else(Layout::compiled_root));
+    let layout = |root: Option<_>| Layout::new(root.unwrap_or_else(Layout::compiled_root));
     match cli.command {
-        Command::Build(args) => build::command(&layout()?, &args),
-        Command::Doctor(args) => doctor::command(layout().ok().as_ref(), &args),
+        Command::Build(args) => build::command(&layout(root)?, &args),
+        Command::Doctor(args) => {
+            // Without a checkout it tells what the machine has; with one that is none, what is wrong.
+            let was_named = root.is_some();
+            let layout = layout(root);
+            let layout = if was_named { Some(layout?) } else { layout.ok() };
+            doctor::command(layout.as_ref(), &args)
+        }
         Command::Run(args) => {
             if let Some(text) = args.conflict() {
                 Cli::command().error(clap::error::ErrorKind::ArgumentConflict, text).exit();
             }
-            run::command(&layout()?, &args)
+            run::command(&layout(root)?, &args)
         }
         Command::Bench(args) => match &args.what {
-            None => bench::command(&layout()?, &args),
+            None => bench::command(&layout(root)?, &args),
             Some(BenchCommand::Paper(args)) => {
                 if let Some(text) = args.conflict() {
                     Cli::command().error(clap::error::ErrorKind::ArgumentConflict, text).exit();
                 }
-                bench::paper::command(&layout()?, args)
+                bench::paper::command(&layout(root)?, args)
             }
         },
         Command::Report(args) => report::command(&args),

@@ -103,7 +103,7 @@ fn ring_0_is_refused_where_it_is_not_real() {
     }
     let output = barchan(&["run", "--dune", "--ring", "0", "--", "echo", "begun"]);
     let text = stderr(&output);
-    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(127), ""), "{text}");
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(126), ""), "{text}");
     assert!(text.contains("cannot run at ring 0: this processor has neither"), "{text}");
     assert!(text.contains("use a machine with VT-x or SVM"), "{text}");
     // The other ring is as without the option.
@@ -242,9 +242,52 @@ fn different_results_are_pointed_out() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let file = dir.path().join("wrong.json");
     std::fs::write(&file, report.to_string()).expect("write");
-    let table = stdout(&ok(&["report", &file.to_string_lossy()]));
-    let line = table.lines().find(|line| line.starts_with("WRONG RESULTS")).expect("a warning");
-    assert!(line.contains(&config), "{line}");
+    let html = dir.path().join("wrong.html");
+    let warned = || {
+        let (file, html) = (file.to_string_lossy(), html.to_string_lossy());
+        let table = stdout(&ok(&["report", &file, "--html", &html]));
+        let line = table.lines().find(|line| line.starts_with("WRONG RESULTS")).expect("a warning");
+        assert!(line.contains(&config), "{line}");
+        let page = std::fs::read_to_string(&*html).expect("page");
+        assert_eq!(page.matches("<b>Wrong results:</b>").count(), 1);
+    };
+    warned();
+    // Where there is nothing to compare with, they are wrong all the same.
+    for key in ["configs", "runs"] {
+        let name = if key == "runs" { "config" } else { "name" };
+        let all = report[key].as_array_mut().expect("an array");
+        all.retain(|item| item[name].as_str().is_some_and(|name| name.starts_with("barchan/")));
+    }
+    std::fs::write(&file, report.to_string()).expect("write");
+    warned();
+}
+
+#[test]
+fn runs_that_failed_are_no_success() {
+    let text = std::fs::read_to_string(fixture()).expect("fixture");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let file = dir.path().join("failed.json");
+    // The table of the report in which runs of one configuration of ours have failed.
+    let table = |is_spared: fn(usize) -> bool| {
+        let mut report = report.clone();
+        let runs = report["runs"].as_array_mut().expect("runs");
+        let ours = runs.iter_mut().filter(|run| run["config"] == "barchan/generational");
+        for (n, run) in ours.enumerate() {
+            if !is_spared(n) {
+                run["outcome"] = "failed".into();
+                run["why"] = "signal: 11".into();
+            }
+        }
+        std::fs::write(&file, report.to_string()).expect("write");
+        stdout(&ok(&["report", &file.to_string_lossy()]))
+    };
+    let untouched = table(|_| true);
+    assert!(!untouched.contains("not judged") && !untouched.contains("runs failed"), "{untouched}");
+    let some = table(|n| n > 0);
+    assert!(some.contains("; ✗ some of its runs failed"), "{some}");
+    let all = table(|_| false);
+    assert!(all.contains("not judged, as every run of barchan failed: "), "{all}");
 }
 
 /// Builds the pinned collector, once for all tests; later tests find it there.
@@ -379,9 +422,26 @@ fn run_of_a_program_without_a_collector_says_so() {
     let output = barchan(&["run", "--collector=pinned", "--", "/bin/sh", "-c", "exit 5"]);
     assert_eq!(output.status.code(), Some(5));
 
-    let output = barchan(&["run", "--collector=pinned", "--", "/nonexistent/program"]);
+    // What its children did is not taken for its own.
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let script = format!("{} exit; exit 5", gc_program(dir.path()).display());
+    let output = barchan(&["run", "--collector=pinned", "--", "/bin/sh", "-c", &script]);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(5), "{text}");
+    assert!(text.contains("/bin/sh did not load libgc.so.1"), "{text}");
+    assert!(text.contains(" (program): "), "the child by its name: {text}");
+    assert!(!text.contains("  collections "), "{text}");
+
+    let stats = dir.path().join("stats.json");
+    let stats = stats.to_string_lossy();
+    let run = ["run", "--collector=pinned", "--stats", &stats, "--", "/nonexistent/program"];
+    let output = barchan(&run);
     assert_eq!(output.status.code(), Some(127));
     assert!(stderr(&output).contains("cannot start /nonexistent/program"));
+    let text = std::fs::read_to_string(&*stats).expect("statistics are written");
+    let stats: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(stats["exit_code"], 127);
+    assert!(stats["error"].as_str().is_some_and(|e| e.contains("cannot start")), "{stats}");
     let output = barchan(&["run", "--collector=pinned", "--", env!("CARGO_MANIFEST_DIR")]);
     assert_eq!(output.status.code(), Some(126), "a directory: {}", stderr(&output));
 }
@@ -620,6 +680,24 @@ fn reports_of_one_machine_are_drawn_as_one_and_others_are_refused() {
     assert!(page.contains("0123456789ab, fedcba987654"), "the commits");
     for name in ["gcbench-time-pauses-and-peak-heap.svg", "hashmap-time-pauses-and-peak-heap.svg"] {
         assert!(figures.join(name).exists(), "no {name}");
+    }
+
+    // What could not be measured the first time is there as soon as one of them has it.
+    let lacking = part("lacking.json", "gcbench", &|report| {
+        let all: Value = serde_json::from_str(&text).expect("JSON");
+        let mut hashmap = all["workloads"]
+            .as_array()
+            .and_then(|all| all.iter().find(|workload| workload["name"] == "hashmap"))
+            .expect("a workload")
+            .clone();
+        hashmap["unavailable"] = "not installed then".into();
+        report["workloads"].as_array_mut().expect("a list").push(hashmap);
+    });
+    assert!(stdout(&ok(&["report", &lacking])).contains("not installed then"));
+    for files in [[&lacking, &second], [&second, &lacking]] {
+        let text = stdout(&ok(&["report", files[0], files[1]]));
+        assert!(!text.contains("not installed then"), "{text}");
+        assert!(text.lines().any(|line| line.starts_with("hashmap: ")), "{text}");
     }
 
     let other = |change: &dyn Fn(&mut Value)| part("other.json", "hashmap", change);

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use dune::inside::Inside;
 
-use crate::Timed;
 use crate::clock::{repeat, samples, ticks};
+use crate::{Error, Timed};
 
 /// Calls that one sample of ptrace lets through.
 const TRACED: usize = 200;
@@ -177,7 +177,7 @@ struct KernelAction {
 }
 
 /// getpid, intercepted by syscall user dispatch: SIGSYS in the thread itself. `made`: by the handler.
-pub(crate) fn user_dispatch(made: bool) -> Result<Timed, String> {
+pub(crate) fn user_dispatch(made: bool) -> Result<Timed, Error> {
     const SA_RESTORER: u64 = 0x0400_0000;
     const PR_SET_SYSCALL_USER_DISPATCH: libc::c_int = 59;
     const ON: usize = 1;
@@ -196,13 +196,13 @@ pub(crate) fn user_dispatch(made: bool) -> Result<Timed, String> {
         let old = null_mut::<KernelAction>();
         let number = libc::SYS_rt_sigaction;
         if libc::syscall(number, libc::SIGSYS, &raw const action, old, size_of::<u64>()) != 0 {
-            return Err(error("rt_sigaction"));
+            return Err(error("rt_sigaction").into());
         }
         // The address that is compared is the one after SYSCALL.
         let len = restored - restore + 1;
         let selector = SELECTOR.as_ptr();
         if libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, ON, restore, len, selector) != 0 {
-            return Err("this kernel has no syscall user dispatch (Linux 5.11)".to_owned());
+            return Err("this kernel has no syscall user dispatch (Linux 5.11)".to_owned().into());
         }
     }
     let timed = repeat(|| {
@@ -213,7 +213,8 @@ pub(crate) fn user_dispatch(made: bool) -> Result<Timed, String> {
     });
     let handled = HANDLED.load(Ordering::Relaxed);
     if handled != timed.operations {
-        return Err(format!("{handled} of {} calls were intercepted", timed.operations));
+        let why = format!("{handled} of {} calls were intercepted", timed.operations);
+        return Err(Error::Failed(why));
     }
     Ok(timed)
 }

@@ -17,7 +17,7 @@ use dune::inside::Inside;
 use crate::clock::{samples, ticks};
 use crate::memory::{Memory, shuffled};
 use crate::uffd::Userfaultfd;
-use crate::{Means, Timed};
+use crate::{Error, Means, Timed};
 
 /// Pages of one run, as in the paper.
 pub const PAGES: usize = 100;
@@ -177,20 +177,21 @@ impl Arena {
 }
 
 /// Checks that each page was a fault, and turns what was measured into a result.
-fn finish(ticks: Option<f64>, failed: Option<String>, pages: usize) -> Result<Timed, String> {
+fn finish(ticks: Option<f64>, failed: Option<String>, pages: usize) -> Result<Timed, Error> {
     let handled = HANDLED.load(Ordering::Relaxed);
-    match (ticks, failed) {
-        (_, Some(why)) => Err(why),
+    let why = match (ticks, failed) {
+        (_, Some(why)) => why,
         (Some(_), None) if handled != pages => {
-            Err(format!("{handled} faults were handled where {pages} pages were written to"))
+            format!("{handled} faults were handled where {pages} pages were written to")
         }
-        (Some(ticks), None) => Ok(Timed { ticks, operations: (pages / PAGES) as u64 }),
-        (None, None) => Err("nothing was measured".to_owned()),
-    }
+        (Some(ticks), None) => return Ok(Timed { ticks, operations: (pages / PAGES) as u64 }),
+        (None, None) => "nothing was measured".to_owned(),
+    };
+    Err(Error::Failed(why))
 }
 
 /// From the write to the handler's first instruction.
-pub(crate) fn trap(means: Means) -> Result<Timed, String> {
+pub(crate) fn trap(means: Means) -> Result<Timed, Error> {
     let arena = arena(means, PAGES)?;
     let order = shuffled(PAGES);
     let mut failed = None;
@@ -216,7 +217,7 @@ pub(crate) fn trap(means: Means) -> Result<Timed, String> {
 }
 
 /// Appel and Li's TRAP, PROT1, UNPROT: ticks for all pages of a run.
-pub(crate) fn appel1(means: Means) -> Result<Timed, String> {
+pub(crate) fn appel1(means: Means) -> Result<Timed, Error> {
     let arena = arena(means, 2 * PAGES)?;
     let order = shuffled(PAGES);
     let set = |first: usize| -> Vec<_> { order.iter().map(|page| first + page).collect() };
@@ -242,18 +243,18 @@ pub(crate) fn appel1(means: Means) -> Result<Timed, String> {
 /// Protecting them is not timed.
 ///
 /// # Errors
-/// One sentence that says why it cannot be had here.
-pub fn handled_write(means: Means) -> Result<Timed, String> {
+/// Those of [`measure`](crate::measure).
+pub fn handled_write(means: Means) -> Result<Timed, Error> {
     protected_run(means, false).map(|timed| Timed { ticks: timed.ticks / PAGES as f64, ..timed })
 }
 
 /// Appel and Li's PROTN, TRAP, UNPROT: ticks for all pages of a run.
-pub(crate) fn appel2(means: Means) -> Result<Timed, String> {
+pub(crate) fn appel2(means: Means) -> Result<Timed, Error> {
     protected_run(means, true)
 }
 
 /// Protects all pages, timed or not, and then writes to each.
-fn protected_run(means: Means, protecting_counts: bool) -> Result<Timed, String> {
+fn protected_run(means: Means, protecting_counts: bool) -> Result<Timed, Error> {
     let arena = arena(means, PAGES)?;
     let order = shuffled(PAGES);
     let mut failed = None;

@@ -31,6 +31,8 @@ pub mod row;
 pub mod uffd;
 pub mod walk;
 
+use std::fmt;
+
 use dune::stats::Snapshot;
 
 use clock::Rate;
@@ -60,18 +62,44 @@ pub struct Timed {
     pub operations: u64,
 }
 
+/// Why there is no measurement.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Error {
+    /// This machine, or this process, has no such thing; one sentence that says why.
+    Unavailable(String),
+    /// It was measured, and what happened is not what was to be measured.
+    Failed(String),
+}
+
+impl From<String> for Error {
+    fn from(why: String) -> Self {
+        Self::Unavailable(why)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Unavailable(why) | Self::Failed(why)) = self;
+        f.write_str(why)
+    }
+}
+
+impl std::error::Error for Error {}
+
 /// Measures `row` by `means`, in a process that is there for nothing else: signal handlers stay behind, and in
 /// guest mode the process stays there.
 ///
 /// # Errors
-/// One sentence that says why it cannot be had here; a process with more than one thread is refused.
-pub fn measure(row: Row, means: Means) -> Result<Sample, String> {
+/// [`Error::Unavailable`] where it cannot be had, which a process with more than one thread cannot;
+/// [`Error::Failed`] if a fault or a call was not handled as it should have been.
+pub fn measure(row: Row, means: Means) -> Result<Sample, Error> {
     if !row.means().contains(&means) {
-        return Err(format!("{} is not measured by {}", row.name(), means.name()));
+        return Err(format!("{} is not measured by {}", row.name(), means.name()).into());
     }
     let threads = std::fs::read_dir("/proc/self/task").map_or(2, Iterator::count);
     if threads != 1 {
-        return Err(format!("a measurement needs a process of one thread; this one has {threads}"));
+        let why = format!("a measurement needs a process of one thread; this one has {threads}");
+        return Err(why.into());
     }
     if means == Means::Guest {
         // SAFETY: 1. there is one thread. 2. What runs from here on is a measurement, and a caller who was told.
@@ -91,16 +119,16 @@ pub fn measure(row: Row, means: Means) -> Result<Sample, String> {
     })
 }
 
-fn timed(row: Row, means: Means) -> Result<Timed, String> {
+fn timed(row: Row, means: Means) -> Result<Timed, Error> {
     match (row, means) {
         (Row::Getpid, _) | (Row::Ptrace, Means::Guest) => Ok(calls::getpid()),
-        (Row::PageFault, _) => memory::first_touch(),
-        (Row::PageWalk, _) => walk::cost(),
+        (Row::PageFault, _) => Ok(memory::first_touch()?),
+        (Row::PageWalk, _) => Ok(walk::cost()?),
         (Row::Ptrace, Means::UserDispatch) => calls::user_dispatch(true),
         (Row::Sysemu, Means::UserDispatch) => calls::user_dispatch(false),
-        (Row::Ptrace, _) => calls::ptrace(true),
+        (Row::Ptrace, _) => Ok(calls::ptrace(true)?),
         (Row::Sysemu, Means::Guest) => Ok(calls::answered_by_monitor()),
-        (Row::Sysemu, _) => calls::ptrace(false),
+        (Row::Sysemu, _) => Ok(calls::ptrace(false)?),
         (Row::Trap, _) => faults::trap(means),
         (Row::Appel1, _) => faults::appel1(means),
         (Row::Appel2, _) => faults::appel2(means),

@@ -1,8 +1,8 @@
 //! Each row, by each of its means: measured in a process of its own, or refused with a reason.
 
-use dune_bench::{Means, Row, measure};
+use dune_bench::{Error, Means, Row, measure};
 
-/// What `measure` came to in a forked child, as text: "ticks exits" or the reason.
+/// What `measure` came to in a forked child: ticks and exits, or why it cannot be had here.
 fn in_child(row: Row, means: Means) -> Result<(f64, f64), String> {
     let mut pipe = [0; 2];
     // SAFETY: two descriptors go into the array; the child has one thread, reports and ends.
@@ -13,7 +13,8 @@ fn in_child(row: Row, means: Means) -> Result<(f64, f64), String> {
     if child == 0 {
         let text = match measure(row, means) {
             Ok(sample) => format!("{} {}", sample.ticks, sample.exits.unwrap_or(-1.0)),
-            Err(why) => format!("!{why}"),
+            Err(Error::Unavailable(why)) => format!("!{why}"),
+            Err(Error::Failed(why)) => format!("?{why}"),
         };
         // SAFETY: bytes of ours; then the child ends.
         unsafe {
@@ -33,6 +34,9 @@ fn in_child(row: Row, means: Means) -> Result<(f64, f64), String> {
     };
     assert_eq!(status, 0, "{row:?} by {means:?} ended with {status:#x}");
     let text = String::from_utf8_lossy(&bytes[..usize::try_from(len).expect("read")]).into_owned();
+    if let Some(why) = text.strip_prefix('?') {
+        panic!("{row:?} by {means:?} failed: {why}");
+    }
     if let Some(why) = text.strip_prefix('!') {
         return Err(why.to_owned());
     }

@@ -41,6 +41,8 @@ pub(crate) struct Verdict {
     pub(crate) pause_p99: Option<Check>,
     /// Longest pause likewise.
     pub(crate) pause_max: Option<Check>,
+    /// Why what was measured does not count as the mode: runs that failed, or that left it.
+    pub(crate) flaw: Option<&'static str>,
     /// A configuration that left the mode and was faster than the baseline, and the time of the
     /// patched collector over its own.
     pub(crate) gave_up: Option<(String, Check)>,
@@ -88,9 +90,9 @@ impl Verdict {
         .flatten()
     }
 
-    /// Whether all of them pass.
+    /// Whether all of them pass, and nothing went wrong on the way.
     pub(crate) fn passed(&self) -> bool {
-        self.checks().all(|(_, check)| check.passed)
+        self.flaw.is_none() && self.checks().all(|(_, check)| check.passed)
     }
 }
 
@@ -103,6 +105,16 @@ pub(crate) fn verdicts(workload: &WorkloadInfo, rows: &[Row<'_>]) -> Vec<Verdict
         .filter_map(|mode| {
             let of_mode = || judged.iter().copied().filter(move |cell| cell.config.mode == mode);
             let ours = of_mode().find(|cell| cell.config.collector == Collector::Barchan)?;
+            let ours_failed = rows.iter().any(|row| {
+                let info = row.info();
+                let is_ours = info.setting.is_none() && info.config == ours.config;
+                is_ours && !row.failures().is_empty()
+            });
+            let flaw = match (ours_failed, ours.gave_up) {
+                (true, _) => Some("some of its runs failed"),
+                (false, true) => Some("it left the mode on its way"),
+                (false, false) => None,
+            };
             let fastest = |gave_up: bool| {
                 of_mode()
                     .filter(|cell| cell.config.collector.is_baseline() && cell.gave_up == gave_up)
@@ -111,7 +123,7 @@ pub(crate) fn verdicts(workload: &WorkloadInfo, rows: &[Row<'_>]) -> Vec<Verdict
             let (stayed, left) = (fastest(false), fastest(true));
             let theirs = stayed.or(left)?;
             let left = left.filter(|cell| cell.total_s.median < theirs.total_s.median);
-            Some(verdict(workload, mode, ours, theirs, left))
+            Some(Verdict { flaw, ..verdict(workload, mode, ours, theirs, left) })
         })
         .collect()
 }
@@ -140,11 +152,39 @@ fn verdict(
         heap: Check::new(ours.heap_peak_mb.median, theirs.heap_peak_mb.median, HEAP_ALLOWANCE, 0.0),
         pause_p99: pause(ours.pause_p99_ms, theirs.pause_p99_ms),
         pause_max: pause(longest(ours), longest(theirs)),
+        flaw: None,
         gave_up: left.map(|left| {
             let (ours, theirs) = (ours.total_s.median, left.total_s.median);
             (left.config.to_string(), Check::new(ours, theirs, DIRTY_TIME_ALLOWANCE, 0.0))
         }),
     }
+}
+
+/// Which workloads are not judged in which modes although a baseline was measured, since the patched
+/// collector has no run that ended well; `None` if there are no such.
+pub(crate) fn not_judged(report: &Report) -> Option<String> {
+    let mut failed = Vec::new();
+    for workload in &report.workloads {
+        let rows = super::summary::rows(report, workload);
+        let of = |mode: Mode, is_ours: bool| {
+            rows.iter().filter(move |row| {
+                let info = row.info();
+                let ours = info.config.collector == Collector::Barchan;
+                info.setting.is_none() && info.config.mode == mode && ours == is_ours
+            })
+        };
+        for mode in Mode::ALL {
+            let all_failed = of(mode, true).any(|row| matches!(row, Row::Failed { .. }))
+                && of(mode, true).all(|row| row.cell().is_none());
+            if all_failed && of(mode, false).any(|row| row.cell().is_some()) {
+                failed.push(format!("{} {}", workload.name, mode.name()));
+            }
+        }
+    }
+    let count = failed.len();
+    (count > 0).then(|| {
+        format!("{count} not judged, as every run of barchan failed: {}.", failed.join(", "))
+    })
 }
 
 /// All verdicts of a report.

@@ -23,8 +23,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cli::BenchArgs;
+use crate::run::attend;
 use crate::{build, machine::Machine, note, report, require_writable, write_file};
 use config::{Collector, Config, Mode};
 use model::{CollectorInfo, ConfigInfo, Outcome, Report, Run, WorkloadInfo};
@@ -41,7 +43,7 @@ const ROUNDS: u32 = 5;
 /// run again: nothing hangs on its median, and it would take most of the benchmark's time.
 pub(crate) const HOPELESS: f64 = 8.0;
 
-/// Exit code after ^C, as shells have it.
+/// Exit code after ^C, as shells have it, and after another request to end.
 const INTERRUPTED: u8 = 128 + 2;
 
 /// What is to be measured, and with which settings.
@@ -61,7 +63,6 @@ struct Plan {
 
 impl Plan {
     fn new(args: &BenchArgs) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             workloads: workload::select(&args.workload),
             configs: config::select(&args.config),
@@ -73,7 +74,7 @@ impl Plan {
             quick: args.quick,
             scale: args.runs.scale.unwrap_or(1.0),
             pause_ms: args.pause_ms,
-            markers: args.runs.markers.unwrap_or(u32::try_from(cores).unwrap_or(1)),
+            markers: args.runs.markers(),
             timeout: Duration::from_secs(args.timeout),
             no_skip: args.runs.no_skip,
         }
@@ -116,6 +117,7 @@ impl Plan {
             words.push("--no-skip".to_owned());
         }
         words.push(format!("--pause-ms {} --markers {}", self.pause_ms, self.markers));
+        words.push(format!("--timeout {}", self.timeout.as_secs()));
         words.join(" ")
     }
 }
@@ -183,14 +185,15 @@ fn require_one(candidates: &[Candidate], what: &str) -> Result<()> {
     Err(Error::new(ErrorKind::Missing, what).tried(why.join("\n")).remedy("barchan build"))
 }
 
-/// A flag that ^C raises: what has been measured is then still reported. A second ^C ends
+/// A flag that ^C raises, or a request to end: what has been measured is then still reported. A second one ends
 /// the command at once.
 fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    let signal = signal_hook::consts::SIGINT;
-    signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))
-        .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
-        .map_err(|e| Error::new(ErrorKind::Io, format!("cannot handle SIGINT: {e}")))?;
+    for signal in attend::not_ignored([SIGINT, SIGTERM, SIGHUP]) {
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+            .map_err(|e| Error::new(ErrorKind::Io, format!("cannot handle signals: {e}")))?;
+    }
     Ok(stop)
 }
 
@@ -278,13 +281,13 @@ fn measure(
             std::iter::once((w, c)).chain(left.iter().map(|&(_, w, c)| (w, c))).collect();
         progress.begin(&format!("round {round}: {} on {config}", workload.name), &keys);
         let begin = Instant::now();
-        let outcome = runner::run(&job(layout, plan, workload, candidate, ready));
+        let outcome = runner::run(&job(layout, plan, workload, candidate, ready), stop);
         let outcome = match &ready.guest_records {
             Some(records) => paper::collector::add_counts(outcome, records),
             None => outcome,
         };
         if stop.load(Ordering::Relaxed) {
-            report.interrupted = true; // the program got the ^C too: its run counts for nothing
+            report.interrupted = true; // the program was ended: its run counts for nothing
             break;
         }
         progress.end((w, c), begin.elapsed());
@@ -406,8 +409,9 @@ fn stamp(layout: &Layout, flavour: Flavour) -> Option<String> {
 
 /// Writes the files and prints the table; fails if a run failed or results disagree.
 fn publish(files: &Files<'_>, measured: &Report) -> Result<ExitCode> {
-    files.write(measured.to_json(), &report::html::render(measured))?;
+    let written = files.write(measured.to_json(), &report::html::render(measured));
     crate::print(&report::table::render(measured))?;
+    written?;
     if measured.interrupted {
         note(format_args!("interrupted: {} runs had been made", measured.runs.len()));
         return Ok(ExitCode::from(INTERRUPTED));
@@ -470,7 +474,7 @@ fn judge(measured: &Report) -> Result<()> {
         what.push("results are not alike in all runs".to_owned());
     }
     Err(Error::new(ErrorKind::BadResult, what.join(", and "))
-        .remedy("see the failures below each workload in the table"))
+        .remedy("see what the table says below each workload, and WRONG RESULTS below all of them"))
 }
 
 #[cfg(test)]

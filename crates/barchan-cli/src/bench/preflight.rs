@@ -6,6 +6,7 @@
 //! bits is run once on a tiny workload and asked what it uses.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use barchan_boehm::{Layout, SystemCollector};
@@ -74,14 +75,14 @@ pub(super) fn trial(
     config: Config,
     environment: &[(String, String)],
 ) -> Result<Option<String>, String> {
-    let outcome = runner::run(&Job {
+    let job = Job {
         program: workloads.join("list"),
         args: ["--json", "--scale", "0.01"].map(str::to_owned).to_vec(),
         library_dir: library_dir.to_path_buf(),
         environment: environment.to_vec(),
         timeout: Duration::from_secs(60),
-    });
-    let sample = match outcome {
+    };
+    let sample = match runner::run(&job, &AtomicBool::new(false)) {
         Outcome::Measured { sample } => sample,
         Outcome::Failed { why } => return Err(format!("a trial run failed: {why}")),
     };

@@ -1,18 +1,22 @@
 //! One run of one workload: start it, wait no longer than allowed, read its line of JSON.
 //!
 //! The program gets a clean environment as far as the collectors are concerned: no `GC_*`
-//! and no `BARCHAN_*` but those of the configuration. While it runs, this process sleeps
-//! in a blocking read; it polls nothing.
+//! and no `BARCHAN_*` but those of the configuration. While it runs, this process sleeps; once
+//! a second it looks whether it is to stop.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::model::{Outcome, Sample};
+
+/// How often to look whether to stop.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A command to run and its limit.
 #[derive(Clone, Debug)]
@@ -29,28 +33,33 @@ pub(crate) struct Job {
     pub(crate) timeout: Duration,
 }
 
-/// Runs the job. Every way to fail ends in [`Outcome::Failed`]: the benchmark goes on.
-pub(crate) fn run(job: &Job) -> Outcome {
-    match run_inner(job) {
+/// Runs the job, until `stop` is raised. Every way to fail ends in [`Outcome::Failed`]: the benchmark goes on.
+pub(crate) fn run(job: &Job, stop: &AtomicBool) -> Outcome {
+    match run_inner(job, stop) {
         Ok(sample) => Outcome::Measured { sample },
         Err(why) => Outcome::Failed { why },
     }
 }
 
-fn run_inner(job: &Job) -> Result<Sample, String> {
+fn run_inner(job: &Job, stop: &AtomicBool) -> Result<Sample, String> {
+    let begin = Instant::now();
     let mut child =
         spawn(job).map_err(|e| format!("cannot start {}: {e}", job.program.display()))?;
     let output = collect(child.stdout.take());
     let errors = collect(child.stderr.take());
-    let output = match output.recv_timeout(job.timeout) {
-        Ok(text) => text,
-        Err(RecvTimeoutError::Timeout) => {
-            // Both can only fail if the program has just ended by itself.
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(format!("killed after {} s", job.timeout.as_secs()));
+    let output = loop {
+        let left = job.timeout.saturating_sub(begin.elapsed());
+        match output.recv_timeout(left.min(LOOK)) {
+            Ok(text) => break text,
+            Err(RecvTimeoutError::Timeout) if left > LOOK && !stop.load(Ordering::Relaxed) => {}
+            Err(RecvTimeoutError::Timeout) => {
+                // Both can only fail if the program has just ended by itself.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("killed after {} s", begin.elapsed().as_secs()));
+            }
+            Err(RecvTimeoutError::Disconnected) => break String::new(),
         }
-        Err(RecvTimeoutError::Disconnected) => String::new(),
     };
     let status = child.wait().map_err(|e| format!("cannot wait for it: {e}"))?;
     let errors = errors.recv().unwrap_or_default();
@@ -147,14 +156,18 @@ fn sample(value: &Value) -> Option<Sample> {
 mod tests {
     use super::*;
 
-    fn shell(script: &str, timeout_ms: u64) -> Outcome {
-        run(&Job {
+    fn job(script: &str, timeout_ms: u64) -> Job {
+        Job {
             program: "/bin/sh".into(),
             args: vec!["-c".to_owned(), script.to_owned()],
             library_dir: "/nonexistent".into(),
             environment: vec![("GC_MARKERS".to_owned(), "1".to_owned())],
             timeout: Duration::from_millis(timeout_ms),
-        })
+        }
+    }
+
+    fn shell(script: &str, timeout_ms: u64) -> Outcome {
+        run(&job(script, timeout_ms), &AtomicBool::new(false))
     }
 
     fn why(outcome: Outcome) -> String {
@@ -170,6 +183,8 @@ mod tests {
         assert_eq!(text, "exit status: 3: oops");
         assert!(why(shell("kill -SEGV $$", 10_000)).contains("signal: 11"));
         assert!(why(shell("exec sleep 60", 100)).starts_with("killed after"));
+        let stopped = run(&job("exec sleep 60", 60_000), &AtomicBool::new(true));
+        assert_eq!(why(stopped), "killed after 1 s");
         assert!(why(shell("echo no json", 10_000)).contains("no JSON"));
         assert!(why(shell("echo '{\"total_s\":1}'", 10_000)).contains("lacks a field"));
         let text = why(shell("echo '{\"gc_library\":\"/usr/lib/libgc.so.1\"}'", 10_000));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::HOPELESS;
 use super::config::Config;
 use super::model::{ConfigInfo, Outcome, Report, Sample, WorkloadInfo};
 
@@ -155,6 +156,18 @@ fn cell(config: Config, samples: &[&Sample]) -> Option<Cell> {
         heap_peak_mb: spread(|s| s.heap_peak_bytes as f64 / 1e6)?,
         minor_faults: spread(|s| s.minor_faults as f64)?.median,
         gave_up: config.mode.needs_dirty_bits() && samples.iter().any(|s| !s.incremental),
+    })
+}
+
+/// Why a configuration has fewer rounds than the others, if it is not that they failed.
+pub(crate) fn fewer_rounds(report: &Report, row: &Row<'_>) -> Option<String> {
+    let rounds = row.cell()?.rounds;
+    let missing = rounds + row.failures().len() < report.rounds as usize;
+    (missing && !report.interrupted).then(|| {
+        format!(
+            "{rounds} of {} rounds, as it took over {HOPELESS} times as long as the fastest in its mode",
+            report.rounds
+        )
     })
 }
 

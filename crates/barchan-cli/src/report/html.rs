@@ -34,6 +34,7 @@ pub(crate) fn render(report: &Report) -> String {
     head(&mut page, "Barchan benchmark", &report.started);
     header(&mut page, report);
     verdicts(&mut page, report);
+    wrong_results(&mut page, report);
     page.push_str(&vary::render_html(report));
     for workload in report.workloads.iter().filter(|w| w.unavailable.is_none()) {
         section(&mut page, report, workload);
@@ -138,6 +139,13 @@ fn verdicts(page: &mut String, report: &Report) {
         page.push_str("</tr>\n");
     }
     page.push_str("</table>\n</div>\n");
+    if let Some(note) = compare::not_judged(report) {
+        put(page, format_args!("<p class=\"wrong\">{}</p>\n", escape(&note)));
+    }
+}
+
+/// Which results are not those of the other runs.
+pub(super) fn wrong_results(page: &mut String, report: &Report) {
     for (workload, configs) in summary::disagreements(report) {
         put(
             page,
@@ -173,7 +181,11 @@ fn verdict(page: &mut String, verdict: &Verdict) {
             ),
         );
     }
-    page.push_str("</dl></div>");
+    page.push_str("</dl>");
+    if let Some(flaw) = verdict.flaw {
+        put(page, format_args!("<small>{flaw}</small>"));
+    }
+    page.push_str("</div>");
 }
 
 pub(super) fn section(page: &mut String, report: &Report, workload: &WorkloadInfo) {
@@ -194,13 +206,12 @@ pub(super) fn section(page: &mut String, report: &Report, workload: &WorkloadInf
     );
     let mut notes = Vec::new();
     for row in &rows {
+        let name = &row.info().name;
+        notes.extend(summary::fewer_rounds(report, row).map(|note| format!("‡ {name}: {note}")));
         if row.cell().is_some_and(|cell| cell.gave_up) {
-            notes.push(format!(
-                "† {}: the collector left incremental mode on its way",
-                row.info().name
-            ));
+            notes.push(format!("† {name}: the collector left incremental mode on its way"));
         }
-        notes.extend(row.failures().iter().map(|why| format!("✗ {}, {why}", row.info().name)));
+        notes.extend(row.failures().iter().map(|why| format!("✗ {name}, {why}")));
     }
     for note in notes {
         put(page, format_args!("<p class=\"note\">{}</p>\n", escape(&note)));

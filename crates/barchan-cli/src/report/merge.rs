@@ -54,8 +54,10 @@ fn add(all: &mut Report, more: Report) -> std::result::Result<(), String> {
         return differ("a setting (sizes, limit of pauses or markers)");
     }
     for info in more.workloads {
-        match all.workloads.iter().find(|known| known.name == info.name) {
+        match all.workloads.iter_mut().find(|known| known.name == info.name) {
             Some(known) if known.command != info.command => return differ("a workload's command"),
+            // Either may be from before what it needs was installed.
+            Some(known) if info.unavailable.is_none() => known.unavailable = None,
             Some(_) => {}
             None => all.workloads.push(info),
         }
@@ -67,10 +69,11 @@ fn add(all: &mut Report, more: Report) -> std::result::Result<(), String> {
         }
     }
     for info in more.configs {
-        match all.configs.iter().find(|known| known.name == info.name) {
+        match all.configs.iter_mut().find(|known| known.name == info.name) {
             Some(known) if known.environment != info.environment => {
                 return differ("a configuration's environment");
             }
+            Some(known) if known.unavailable.is_some() => *known = info,
             Some(_) => {}
             None => all.configs.push(info),
         }

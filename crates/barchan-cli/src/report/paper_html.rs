@@ -101,16 +101,7 @@ fn collector(page: &mut String, report: &Report, unit: Unit) {
         let (names, why) = (escape(&names.join(", ")), escape(why));
         put(page, format_args!("<p class=\"note\">Not available here: {names}: {why}.</p>\n"));
     }
-    for (workload, configs) in rounds::disagreements(report) {
-        let (workload, configs) = (escape(workload), escape(&configs.join(", ")));
-        put(
-            page,
-            format_args!(
-                "<p class=\"wrong\"><b>Wrong results:</b> {workload} gave other results on \
-                 {configs}.</p>\n"
-            ),
-        );
-    }
+    html::wrong_results(page, report);
     if let Some(note) = unit.seconds_note() {
         put(page, format_args!("<p class=\"note\">{}</p>\n", escape(&note)));
     }

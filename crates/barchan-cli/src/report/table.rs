@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use super::{maybe, number, speed, vary};
-use crate::bench::HOPELESS;
 use crate::bench::compare::{self, Verdict};
 use crate::bench::config::Mode;
 use crate::bench::model::{Report, WorkloadInfo};
@@ -69,9 +68,8 @@ pub(super) fn workload_table(report: &Report, workload: &WorkloadInfo) -> String
         match row {
             Row::Measured { cell, .. } => {
                 line(&mut out, format_args!("  {name:<width$} {}", numbers(cell)));
-                if let Some(note) = fewer_rounds(report, row.failures().len(), cell) {
-                    notes.push(format!("‡ {name}: {note}"));
-                }
+                let fewer = summary::fewer_rounds(report, row);
+                notes.extend(fewer.map(|note| format!("‡ {name}: {note}")));
                 if cell.gave_up {
                     notes.push(format!("† {name}: the collector left incremental mode on its way"));
                 }
@@ -85,17 +83,6 @@ pub(super) fn workload_table(report: &Report, workload: &WorkloadInfo) -> String
         line(&mut out, format_args!("  {note}"));
     }
     out
-}
-
-/// Why a configuration has fewer rounds than the others, if none of them failed.
-fn fewer_rounds(report: &Report, failures: usize, cell: &Cell) -> Option<String> {
-    let missing = report.rounds as usize - (cell.rounds + failures).min(report.rounds as usize);
-    (missing > 0 && !report.interrupted).then(|| {
-        format!(
-            "{} of {} rounds, as it took over {HOPELESS} times as long as the fastest in its mode",
-            cell.rounds, report.rounds
-        )
-    })
 }
 
 fn numbers(cell: &Cell) -> String {
@@ -120,8 +107,10 @@ fn numbers(cell: &Cell) -> String {
 fn comparison(report: &Report) -> String {
     let verdicts = compare::all(report);
     let mut out = String::new();
+    let not_judged = compare::not_judged(report);
     if verdicts.is_empty() {
-        line(&mut out, format_args!("No comparison: barchan and a baseline share no mode here."));
+        let why = not_judged.as_deref().unwrap_or("barchan and a baseline share no mode here.");
+        line(&mut out, format_args!("No comparison: {why}"));
         return out;
     }
     line(
@@ -168,6 +157,9 @@ fn comparison(report: &Report) -> String {
             verdicts.len()
         ),
     );
+    if let Some(note) = not_judged {
+        line(&mut out, format_args!("  {note}"));
+    }
     out
 }
 
@@ -185,5 +177,8 @@ fn verdict_line(verdict: &Verdict) -> String {
         let _ = write!(text, " {cell:>16}");
     }
     let _ = write!(text, "  {}", speed(verdict.time.ratio()));
+    if let Some(flaw) = verdict.flaw {
+        let _ = write!(text, "; ✗ {flaw}");
+    }
     text
 }

@@ -18,10 +18,7 @@ pub(crate) struct Attendant(Signals);
 
 impl Attendant {
     pub(crate) fn new() -> io::Result<Self> {
-        let ignored = ignored();
-        let is_ignored = |signal: i32| ignored >> (signal - 1) & 1 != 0;
-        let signals = OF_THE_TERMINAL.into_iter().chain(HANDED_ON);
-        Signals::new(signals.filter(|signal| !is_ignored(*signal))).map(Self)
+        Signals::new(not_ignored(OF_THE_TERMINAL.into_iter().chain(HANDED_ON))).map(Self)
     }
 
     /// Waits for the program, and hands signals on to it.
@@ -48,6 +45,12 @@ impl Attendant {
         ended?;
         child.wait()
     }
+}
+
+/// Those that this process does not ignore.
+pub(crate) fn not_ignored(signals: impl IntoIterator<Item = i32>) -> impl Iterator<Item = i32> {
+    let ignored = ignored();
+    signals.into_iter().filter(move |signal| ignored >> (signal - 1) & 1 == 0)
 }
 
 /// The signals that this process ignores, signal 1 in the lowest bit.

@@ -4,7 +4,7 @@
 //! collector's own variables. A small object is preloaded that notes the collector's events
 //! in files (`preload/summary.c`); it is read when the program has ended, by whatever means.
 
-mod attend;
+pub(crate) mod attend;
 pub(crate) mod dune;
 pub(crate) mod record;
 
@@ -17,6 +17,7 @@ use ::dune::stats::Snapshot;
 use barchan::Source;
 use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
 use clap::builder::PossibleValuesParser;
+use serde_json::Value;
 
 use crate::cli::{Mode, Ring, RunArgs, RunOn};
 use crate::{build, guest, note, require_writable, write_file};
@@ -44,8 +45,6 @@ pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
     };
 
     args.stats.as_deref().map_or(Ok(()), require_writable)?;
-    let attendant = Attendant::new()
-        .map_err(|e| Error::new(ErrorKind::Io, format!("cannot handle signals: {e}")))?;
     let mut command = Command::new(program);
     command.args(arguments);
     // Where guest mode's records go; the collector's lie beside it.
@@ -65,14 +64,19 @@ pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
         set_environment(&mut command, args, &library_dir, records.path());
     }
     command.env("LD_PRELOAD", prepend(preload, "LD_PRELOAD"));
+    let attendant = Attendant::new()
+        .map_err(|e| Error::new(ErrorKind::Io, format!("cannot handle signals: {e}")))?;
     let started =
         command.spawn().and_then(|mut child| Ok((child.id(), attendant.wait(&mut child)?)));
     let (pid, status) = match started {
         Ok(ended) => ended,
         Err(e) => {
-            note(format_args!("error: cannot start {}: {e}", Path::new(program).display()));
+            let why = format!("cannot start {}: {e}", Path::new(program).display());
+            note(format_args!("error: {why}"));
             let is_there = e.kind() != std::io::ErrorKind::NotFound;
-            return Ok(ExitCode::from(if is_there { NOT_EXECUTABLE } else { NOT_FOUND }));
+            let code = if is_there { NOT_EXECUTABLE } else { NOT_FOUND };
+            write_stats(args, serde_json::json!({"exit_code": code, "signal": null, "error": why}));
+            return Ok(ExitCode::from(code));
         }
     };
     let summaries = read_records(records.path(), u64::from(pid));
@@ -82,16 +86,10 @@ pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
         said.push_str(&dune::render(program, guests));
     }
     if !args.dune || args.tracker.is_some() {
-        said.push_str(&render(program, args, &summaries));
+        said.push_str(&render(program, args, u64::from(pid), &summaries));
     }
     note(format_args!("{}", said.trim_end()));
-    // The exit code is the program's, whatever becomes of its summary.
-    if let Some(path) = &args.stats
-        && let Err(error) = to_json(args, status, &summaries, guests.as_deref())
-            .and_then(|json| write_file(path, &json))
-    {
-        note(format_args!("error: {error}"));
-    }
+    write_stats(args, stats(args, status, &summaries, guests.as_deref()));
     Ok(exit_code(status))
 }
 
@@ -165,19 +163,24 @@ fn exit_code(status: ExitStatus) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-fn render(program: &OsStr, args: &RunArgs, summaries: &[Summary]) -> String {
+fn render(program: &OsStr, args: &RunArgs, pid: u64, summaries: &[Summary]) -> String {
     let mut out = String::new();
-    let Some(main) = summaries.first() else {
-        out.push_str(&format!(
-            "barchan: {} did not load libgc.so.1 at its start, so there is no summary. (A collector that is \
-             linked into the program is left as it is; one that the program loads itself, by dlopen, was \
-             this one: GC_PRINT_STATS=1 lets it tell.)\n",
-            Path::new(program).display()
-        ));
-        return out;
+    let (own, others) = match summaries {
+        [own, others @ ..] if own.pid == pid => (Some(own), others),
+        others => (None, others),
     };
-    out.push_str(&render_one(main, args.tracker.as_deref()));
-    for other in summaries.iter().skip(1).filter(|other| other.collections > 0) {
+    out.push_str(&own.map_or_else(
+        || {
+            format!(
+                "barchan: {} did not load libgc.so.1 at its start, so there is no summary of it. (A collector \
+                 that is linked into the program is left as it is; one that the program loads itself, by \
+                 dlopen, was this one: GC_PRINT_STATS=1 lets it tell.)\n",
+                Path::new(program).display()
+            )
+        },
+        |own| render_one(own, args.tracker.as_deref()),
+    ));
+    for other in others.iter().filter(|other| other.collections > 0) {
         out.push_str(&format!(
             "barchan: child {} ({}): {} collections, longest pause {} ms\n",
             other.pid,
@@ -254,25 +257,29 @@ fn ms(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), |ms| format!("{ms:.2}"))
 }
 
-fn to_json(
+/// What `--stats` says of a program that has ended.
+fn stats(
     args: &RunArgs,
     status: ExitStatus,
     summaries: &[Summary],
     guests: Option<&[Snapshot]>,
-) -> Result<String> {
-    let program: Vec<_> = args.program.iter().map(|arg| arg.to_string_lossy()).collect();
-    let mut value = serde_json::json!({
-        "program": program,
-        "exit_code": status.code(),
-        "signal": status.signal(),
-    });
+) -> Value {
+    let mut value = serde_json::json!({"exit_code": status.code(), "signal": status.signal()});
     if let Some(guests) = guests {
         value["guest_processes"] = dune::to_json(guests);
     }
     if guests.is_none() || args.tracker.is_some() {
         value["processes"] = serde_json::json!(summaries);
     }
-    serde_json::to_string_pretty(&value)
-        .map(|text| text + "\n")
-        .map_err(|e| Error::new(ErrorKind::BadResult, format!("cannot write JSON: {e}")))
+    value
+}
+
+/// Writes what `--stats` asks for. The exit code is the program's, whatever becomes of this.
+fn write_stats(args: &RunArgs, mut value: Value) {
+    let Some(path) = &args.stats else { return };
+    let program: Vec<_> = args.program.iter().map(|arg| arg.to_string_lossy()).collect();
+    value["program"] = serde_json::json!(program);
+    if let Err(error) = write_file(path, &format!("{value:#}\n")) {
+        note(format_args!("error: {error}"));
+    }
 }

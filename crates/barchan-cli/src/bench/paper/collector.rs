@@ -63,7 +63,6 @@ pub(super) struct Prepared {
 
 /// Builds, and tries every configuration.
 pub(super) fn prepare(layout: &Layout, args: &PaperArgs, guest: &Guest) -> Result<Prepared> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut configs = configs();
     configs.retain(|c| args.config.is_empty() || args.config.iter().any(|s| s.matches(*c)));
     let plan = Plan {
@@ -74,11 +73,11 @@ pub(super) fn prepare(layout: &Layout, args: &PaperArgs, guest: &Guest) -> Resul
         quick: false,
         scale: args.runs.scale.unwrap_or(1.0),
         pause_ms: args.pause_ms.unwrap_or(DEFAULT_PAUSE_MS),
-        markers: args.runs.markers.unwrap_or(u32::try_from(cores).unwrap_or(1)),
+        markers: args.runs.markers(),
         timeout: Duration::from_secs(args.timeout),
         no_skip: args.runs.no_skip,
     };
-    let mut library = layout.root().join("target/release/libbarchan_dune.so");
+    let mut library = layout.dune_library();
     if !args.runs.no_build {
         build_needed(layout, &plan)?;
         if guest.why.is_none() {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use barchan_boehm::Result;
-use dune_bench::{Means, Row};
+use dune_bench::{Error, Means, Row};
 use serde::{Deserialize, Serialize};
 
 use super::model::{Guest, Micro, MicroOutcome, MicroRun, MicroSample};
@@ -13,19 +13,21 @@ use crate::bench::progress::{Key, Progress};
 use crate::cli::PaperProbeArgs;
 use crate::guest;
 
-/// What a process that measured says: a sample, or why there is none.
+/// What a process that measured says: a sample, why there can be none here, or what went wrong.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Said {
     Sample(MicroSample),
     Why(String),
+    Wrong(String),
 }
 
 /// `barchan paper-probe`
 pub(crate) fn probe(args: &PaperProbeArgs) -> Result<ExitCode> {
     guest::print_json(&match dune_bench::measure(args.row, args.means) {
         Ok(sample) => Said::Sample(sample.into()),
-        Err(why) => Said::Why(why),
+        Err(Error::Unavailable(why)) => Said::Why(why),
+        Err(Error::Failed(why)) => Said::Wrong(why),
     })
 }
 
@@ -69,7 +71,7 @@ fn outcome(row: Row, means: Means) -> MicroOutcome {
     match guest::run(&["paper-probe", row.name(), means.name()], &[]) {
         Ok(Said::Sample(sample)) => MicroOutcome::Measured { sample },
         Ok(Said::Why(why)) => MicroOutcome::Unavailable { why },
-        Err(why) => MicroOutcome::Failed { why },
+        Ok(Said::Wrong(why)) | Err(why) => MicroOutcome::Failed { why },
     }
 }
 

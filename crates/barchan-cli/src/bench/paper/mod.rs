@@ -7,8 +7,6 @@
 //! | `collector` | Table 6: configurations for the rounds of a plain `bench` |
 //! | `model` | the measurements, as JSON |
 //! | `summary`, `table6` | medians, ranges, ratios |
-//!
-//! A variant of the collector on the page-modification log is not there, and the table says so.
 
 pub(crate) mod collector;
 pub(crate) mod figures;
@@ -103,6 +101,7 @@ fn words(args: &PaperArgs) -> String {
     words.extend(args.runs.no_skip.then(|| "--no-skip".to_owned()));
     words.extend(args.pause_ms.map(|ms| format!("--pause-ms {ms}")));
     words.extend(args.runs.markers.map(|markers| format!("--markers {markers}")));
+    words.push(format!("--timeout {}", args.timeout));
     words.join(" ")
 }
 
@@ -120,8 +119,9 @@ fn find_guest() -> Guest {
 
 /// Writes the files and prints the tables; fails if something that could be measured was not.
 fn publish(files: &Files<'_>, paper: &Paper) -> Result<ExitCode> {
-    files.write(paper.to_json(), &report::paper_html::render(paper))?;
+    let written = files.write(paper.to_json(), &report::paper_html::render(paper));
     crate::print(&report::paper::render(paper))?;
+    written?;
     if paper.interrupted {
         note(format_args!("interrupted: the tables hold what had been measured"));
         return Ok(ExitCode::from(INTERRUPTED));

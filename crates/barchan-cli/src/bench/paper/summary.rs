@@ -45,13 +45,14 @@ fn row_cells(micro: &Micro, row: Row) -> Vec<Cell> {
     let best = row
         .means()
         .iter()
-        .filter(|means| means.is_native())
+        .filter(|means| means.is_native() && failed(micro, row, **means) == 0)
         .filter_map(|means| Some(ticks(*means)?.median))
         .min_by(f64::total_cmp);
     let paper = figures::operation(row);
     let cell = |means: Means| {
         let samples = samples(micro, row, means);
         let numbers = match (ticks(means), spread(&samples, MicroSample::ns)) {
+            _ if failed(micro, row, means) > 0 => Err(why_not(micro, row, means)?),
             (Some(ticks), Some(ns)) => Ok(Numbers {
                 ticks,
                 ns,
@@ -85,10 +86,19 @@ fn spread(samples: &[MicroSample], value: fn(&MicroSample) -> f64) -> Option<Spr
     Spread::of(samples.iter().map(value))
 }
 
+fn failed(micro: &Micro, row: Row, means: Means) -> usize {
+    micro.of(row, means).filter(|outcome| matches!(outcome, MicroOutcome::Failed { .. })).count()
+}
+
+/// Why there are no numbers: one failure is enough, as the others may be of the same kind unnoticed.
 fn why_not(micro: &Micro, row: Row, means: Means) -> Option<String> {
     micro.of(row, means).find_map(|outcome| match outcome {
         MicroOutcome::Unavailable { why } => Some(format!("not here: {why}")),
-        MicroOutcome::Failed { why } => Some(format!("FAILED: {why}")),
+        MicroOutcome::Failed { why } => Some(format!(
+            "FAILED in {} of {} rounds: {why}",
+            failed(micro, row, means),
+            micro.of(row, means).count()
+        )),
         MicroOutcome::Measured { .. } => None,
     })
 }
@@ -131,6 +141,9 @@ pub(crate) mod tests {
         runs.push(outcome(Row::Trap, Means::Guest, MicroOutcome::Unavailable { why }));
         runs.push(run(Row::Getpid, Means::Linux, 200.0));
         runs.push(run(Row::Getpid, Means::Guest, 1000.0));
+        runs.push(run(Row::Appel1, Means::Linux, 500.0));
+        let why = "9 faults".to_owned();
+        runs.push(outcome(Row::Appel1, Means::Linux, MicroOutcome::Failed { why }));
         Micro { runs }
     }
 
@@ -157,7 +170,11 @@ pub(crate) mod tests {
             (Some(5.0), Some(1.0), Some(895.0))
         );
         assert_eq!(guest.paper_over_linux.map(|r| (r * 100.0).round()), Some(649.0));
-        assert_eq!(cells.len(), 5, "what was not tried has no cell");
+        assert_eq!(
+            find(Row::Appel1, Means::Linux),
+            Err("FAILED in 1 of 2 rounds: 9 faults".to_owned())
+        );
+        assert_eq!(cells.len(), 6, "what was not tried has no cell");
         assert_eq!(rate(&example()).map(|rate| rate.median), Some(2e9));
     }
 }
