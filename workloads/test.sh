@@ -220,7 +220,7 @@ stress_tracked() { # library, markers, limits of a pause in microseconds
     done
 }
 IFS=: read -r -a stress_libraries <<<"${GC_LIBRARY_PATHS:-}"
-echo "skipped: stress in incremental mode on Debian's collector (a forked child has lost an object there)"
+echo "skipped: stress in incremental mode on Debian's collector (a child forked while a page is unprotected and not dirty yet loses what it writes there)"
 for library in "" "${stress_libraries[@]}"; do
     sources=()
     policies=()

@@ -79,7 +79,9 @@ fn guile() {
     same(&["guile", "-c", script], 0, "6765");
 }
 
-/// The project's own workloads on the distribution's collector, whole and generational.
+/// The project's own workloads on the distribution's collector, whole and generational. Not `stress` in the latter: it
+/// forks, and that collector unprotects a page before it notes that it is dirty. A child forked between the two loses
+/// what it writes there, natively too (1 of 290 runs); in guest mode there is more time for it.
 #[test]
 fn the_workloads() {
     if !same::available() || !same::installed("make") || !same::installed("python3") {
@@ -94,6 +96,7 @@ fn the_workloads() {
     let script = format!(
         "set -e; cd {path}; \
          for w in gcbench list hashmap xml tree mtalloc stress; do for mode in 0 1; do \
+         if [ $w$mode = stress1 ]; then continue; fi; \
          unset GC_ENABLE_INCREMENTAL GC_PAUSE_TIME_TARGET; \
          if [ $mode = 1 ]; then export GC_ENABLE_INCREMENTAL=1 GC_PAUSE_TIME_TARGET=999999; fi; \
          ./$w --scale 0.02 --json >out; \
