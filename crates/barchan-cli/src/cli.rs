@@ -308,15 +308,6 @@ pub(crate) struct BenchArgs {
     pub(crate) runs: RunsArgs,
 }
 
-impl RunsArgs {
-    /// The threads that mark: those asked for, or one a core as far as the collector can have so many.
-    pub(crate) fn markers(&self) -> u32 {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let cores = u32::try_from(cores).unwrap_or(MAX_MARKERS);
-        self.markers.unwrap_or(cores.min(MAX_MARKERS))
-    }
-}
-
 /// What all benchmarks of the collector are told.
 #[derive(Debug, Args)]
 pub(crate) struct RunsArgs {
@@ -340,6 +331,15 @@ pub(crate) struct RunsArgs {
     /// Do not build first
     #[arg(long)]
     pub(crate) no_build: bool,
+}
+
+impl RunsArgs {
+    /// The threads that mark: those asked for, or one a core as far as the collector can have so many.
+    pub(crate) fn markers(&self) -> u32 {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let cores = u32::try_from(cores).unwrap_or(MAX_MARKERS);
+        self.markers.unwrap_or(cores.min(MAX_MARKERS))
+    }
 }
 
 /// A benchmark other than the plain one.

@@ -71,6 +71,13 @@ fn running_out_of_mappings_is_an_error_that_says_so() {
     assert!(peek(&region).contains(&6));
 }
 
+/// Has a page read-only by the program's own doing.
+fn make_read_only(memory: &Memory, page: usize) {
+    let at = memory.page(page).cast();
+    // SAFETY: the page is the test's.
+    assert_eq!(unsafe { libc::mprotect(at, PAGE_SIZE, libc::PROT_READ) }, 0);
+}
+
 /// Mappings of the program's own, up to the limit.
 struct OutOfMappings(#[allow(dead_code)] Memory);
 
@@ -179,11 +186,7 @@ fn what_cannot_be_unprotected_goes_on_working() {
         let ours = |i: usize| memory.range().slice(3 * i + 1, 1);
         let regions: Vec<_> = (0..100).map(|i| memory.track_part(&tracker, 3 * i + 1, 1)).collect();
         regions.iter().for_each(|region| assert_eq!(collect(region), [0]));
-        for page in (0..300).filter(|page| page % 3 != 1) {
-            let at = memory.page(page).cast();
-            // SAFETY: the page is the test's.
-            assert_eq!(unsafe { libc::mprotect(at, PAGE_SIZE, libc::PROT_READ) }, 0);
-        }
+        (0..300).filter(|page| page % 3 != 1).for_each(|page| make_read_only(&memory, page));
         let limit = OutOfMappings::new();
         memory.write(1);
         assert_eq!(peek(&regions[0]), [0]);
@@ -213,11 +216,8 @@ fn what_cannot_be_unprotected_goes_on_working_at_another_size() {
         let mut regions: Vec<_> =
             (0..100).map(|i| memory.track_part(&tracker, 5 * i + 1, 3)).collect();
         regions.iter().for_each(|region| assert_eq!(collect(region), [0, 1, 2]));
-        for page in (0..500).filter(|page| page % 5 == 0 || page % 5 == 4) {
-            let at = memory.page(page).cast();
-            // SAFETY: the page is the test's.
-            assert_eq!(unsafe { libc::mprotect(at, PAGE_SIZE, libc::PROT_READ) }, 0);
-        }
+        let between = (0..500).filter(|page| page % 5 == 0 || page % 5 == 4);
+        between.for_each(|page| make_read_only(&memory, page));
         let limit = OutOfMappings::new();
         let middle = |region: &barchan::Region| region.disarm(region.range().slice(1, 1));
         let refused = regions.iter().filter(|region| middle(region).is_err()).count();
@@ -242,12 +242,7 @@ fn what_could_not_be_unprotected_is_when_there_are_mappings_again() {
         let (memory, unrelated) = (Memory::touched(3 * 100), Memory::touched(1));
         let regions: Vec<_> = (0..100).map(|i| memory.track_part(&tracker, 3 * i + 1, 1)).collect();
         regions.iter().for_each(|region| assert_eq!(collect(region), [0]));
-        let protect = |page: usize| {
-            let at = memory.page(page).cast();
-            // SAFETY: the page is the test's.
-            assert_eq!(unsafe { libc::mprotect(at, PAGE_SIZE, libc::PROT_READ) }, 0);
-        };
-        (0..300).filter(|page| page % 3 != 1).for_each(protect);
+        (0..300).filter(|page| page % 3 != 1).for_each(|page| make_read_only(&memory, page));
         let limit = OutOfMappings::new();
         drop(regions);
         drop(limit);
@@ -256,7 +251,7 @@ fn what_could_not_be_unprotected_is_when_there_are_mappings_again() {
             memory.write(page);
             // Another page, and read-only for a reason of the program's.
             memory.replace(page, 1);
-            protect(page);
+            make_read_only(&memory, page);
         }
         // The last regions to be dropped are those for which there was no reserve.
         for page in [1, 148, 295, 298] {
@@ -296,8 +291,7 @@ fn faults_of_the_program_kill_it_as_before() {
         child_status(false, || {
             armed(&|_| {
                 let other = Memory::touched(1);
-                // SAFETY: the page is the test's.
-                unsafe { libc::mprotect(other.page(0).cast(), PAGE_SIZE, libc::PROT_READ) };
+                make_read_only(&other, 0);
                 other.write(0);
             })
         }),

@@ -202,7 +202,6 @@ fn a_scan_refused_later_reports_everything() {
     });
 }
 
-/// It can let no store go on then, so it ends, which does.
 /// Who comes second finds the page writable, and cannot ask the kernel.
 #[test]
 fn faults_of_several_threads_on_a_page_are_resolved_without_madvise() {
@@ -229,6 +228,7 @@ fn faults_of_several_threads_on_a_page_are_resolved_without_madvise() {
     });
 }
 
+/// It can let no store go on then, so it ends, which does.
 #[test]
 fn a_monitor_that_is_refused_its_requests_later_keeps_no_store() {
     let _alone = alone();

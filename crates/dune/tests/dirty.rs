@@ -185,17 +185,7 @@ fn a_read_that_waits_counts_as_writing_while_it_does() {
         let mut pipe = [0; 2];
         // SAFETY: two descriptors.
         assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
-        let buffer = start as usize + 7 * PAGE;
-        let id = Arc::new(AtomicU64::new(0));
-        let told = Arc::clone(&id);
-        let reader = std::thread::spawn(move || {
-            // SAFETY: no arguments; then a buffer in the mapping.
-            unsafe {
-                told.store(libc::gettid() as u64, Ordering::Release);
-                libc::read(pipe[0], buffer as *mut _, 1)
-            }
-        });
-        wait_for_call(&id, libc::SYS_read);
+        let reader = waiting_reader(pipe[0], start as usize + 7 * PAGE);
         for _ in 0..3 {
             assert!(collect(inside, start, 16).contains(&7), "it may come at any time");
         }
@@ -271,19 +261,9 @@ fn the_place_of_a_vforked_child_is_given_back_once() {
         stay_on(1);
         let begin = std::time::Instant::now();
         while begin.elapsed() < LONG {
-            let buffer = start as usize + 7 * PAGE;
-            let id = Arc::new(AtomicU64::new(0));
-            let told = Arc::clone(&id);
             // They take the places that are free, the child's among them.
             let others = [(); 3].map(|()| std::thread::spawn(std::thread::park));
-            let reader = std::thread::spawn(move || {
-                // SAFETY: no arguments; then a buffer in the mapping.
-                unsafe {
-                    told.store(libc::gettid() as u64, Ordering::Release);
-                    libc::read(pipe[0], buffer as *mut _, 1)
-                }
-            });
-            wait_for_call(&id, libc::SYS_read);
+            let reader = waiting_reader(pipe[0], start as usize + 7 * PAGE);
             for _ in 0..3 {
                 assert!(collect(inside, start, 16).contains(&7), "it may come at any time");
                 std::thread::sleep(std::time::Duration::from_millis(1));
@@ -345,6 +325,21 @@ fn what_the_kernel_writes_as_a_thread_exits_is_not_forgotten() {
         assert_eq!(bits[0], 1 << 5);
         assert_eq!(collect(inside, far, 8), HashSet::from([5]));
     });
+}
+
+/// A thread that has come to wait for a byte from `fd`, which goes to address `buffer` of a mapping that stays.
+fn waiting_reader(fd: i32, buffer: usize) -> std::thread::JoinHandle<isize> {
+    let id = Arc::new(AtomicU64::new(0));
+    let told = Arc::clone(&id);
+    let reader = std::thread::spawn(move || {
+        // SAFETY: no arguments; then a buffer in the mapping.
+        unsafe {
+            told.store(libc::gettid() as u64, Ordering::Release);
+            libc::read(fd, buffer as *mut _, 1)
+        }
+    });
+    wait_for_call(&id, libc::SYS_read);
+    reader
 }
 
 /// Waits until the thread whose id comes to be in `id` waits in call `nr` of the kernel's.

@@ -96,34 +96,44 @@ impl Verdict {
     }
 }
 
+/// The patched collector's row in a mode, if it was tried there.
+fn ours<'a, 'r>(rows: &'a [Row<'r>], mode: Mode) -> Option<&'a Row<'r>> {
+    rows.iter().find(|row| {
+        let info = row.info();
+        let is_ours = info.config.mode == mode && info.config.collector == Collector::Barchan;
+        is_ours && info.setting.is_none() && !matches!(row, Row::Unavailable { .. })
+    })
+}
+
+/// What was measured of the baselines in a mode.
+fn baselines<'a>(rows: &'a [Row<'_>], mode: Mode) -> impl Iterator<Item = &'a Cell> {
+    rows.iter()
+        .filter(|row| row.info().setting.is_none())
+        .filter_map(Row::cell)
+        .filter(move |cell| cell.config.mode == mode && cell.config.collector.is_baseline())
+}
+
 /// The verdicts on one workload, for the modes in which both sides were measured.
 pub(crate) fn verdicts(workload: &WorkloadInfo, rows: &[Row<'_>]) -> Vec<Verdict> {
-    let judged: Vec<&Cell> =
-        rows.iter().filter(|row| row.info().setting.is_none()).filter_map(Row::cell).collect();
     Mode::ALL
         .into_iter()
         .filter_map(|mode| {
-            let of_mode = || judged.iter().copied().filter(move |cell| cell.config.mode == mode);
-            let ours = of_mode().find(|cell| cell.config.collector == Collector::Barchan)?;
-            let ours_failed = rows.iter().any(|row| {
-                let info = row.info();
-                let is_ours = info.setting.is_none() && info.config == ours.config;
-                is_ours && !row.failures().is_empty()
-            });
-            let flaw = match (ours_failed, ours.gave_up) {
-                (true, _) => Some("some of its runs failed"),
-                (false, true) => Some("it left the mode on its way"),
-                (false, false) => None,
+            let row = ours(rows, mode)?;
+            let ours = row.cell()?;
+            let flaw = match (row.failures(), ours.gave_up) {
+                ([_, ..], _) => Some("some of its runs failed"),
+                ([], true) => Some("it left the mode on its way"),
+                ([], false) => None,
             };
             let fastest = |gave_up: bool| {
-                of_mode()
-                    .filter(|cell| cell.config.collector.is_baseline() && cell.gave_up == gave_up)
+                baselines(rows, mode)
+                    .filter(|cell| cell.gave_up == gave_up)
                     .min_by(|a, b| a.total_s.median.total_cmp(&b.total_s.median))
             };
             let (stayed, left) = (fastest(false), fastest(true));
             let theirs = stayed.or(left)?;
             let left = left.filter(|cell| cell.total_s.median < theirs.total_s.median);
-            Some(Verdict { flaw, ..verdict(workload, mode, ours, theirs, left) })
+            Some(verdict(workload, mode, flaw, ours, theirs, left))
         })
         .collect()
 }
@@ -131,6 +141,7 @@ pub(crate) fn verdicts(workload: &WorkloadInfo, rows: &[Row<'_>]) -> Vec<Verdict
 fn verdict(
     workload: &WorkloadInfo,
     mode: Mode,
+    flaw: Option<&'static str>,
     ours: &Cell,
     theirs: &Cell,
     left: Option<&Cell>,
@@ -152,7 +163,7 @@ fn verdict(
         heap: Check::new(ours.heap_peak_mb.median, theirs.heap_peak_mb.median, HEAP_ALLOWANCE, 0.0),
         pause_p99: pause(ours.pause_p99_ms, theirs.pause_p99_ms),
         pause_max: pause(longest(ours), longest(theirs)),
-        flaw: None,
+        flaw,
         gave_up: left.map(|left| {
             let (ours, theirs) = (ours.total_s.median, left.total_s.median);
             (left.config.to_string(), Check::new(ours, theirs, DIRTY_TIME_ALLOWANCE, 0.0))
@@ -166,17 +177,9 @@ pub(crate) fn not_judged(report: &Report) -> Option<String> {
     let mut failed = Vec::new();
     for workload in &report.workloads {
         let rows = super::summary::rows(report, workload);
-        let of = |mode: Mode, is_ours: bool| {
-            rows.iter().filter(move |row| {
-                let info = row.info();
-                let ours = info.config.collector == Collector::Barchan;
-                info.setting.is_none() && info.config.mode == mode && ours == is_ours
-            })
-        };
         for mode in Mode::ALL {
-            let all_failed = of(mode, true).any(|row| matches!(row, Row::Failed { .. }))
-                && of(mode, true).all(|row| row.cell().is_none());
-            if all_failed && of(mode, false).any(|row| row.cell().is_some()) {
+            let is_failed = matches!(ours(&rows, mode), Some(Row::Failed { .. }));
+            if is_failed && baselines(&rows, mode).next().is_some() {
                 failed.push(format!("{} {}", workload.name, mode.name()));
             }
         }

@@ -409,9 +409,8 @@ fn stamp(layout: &Layout, flavour: Flavour) -> Option<String> {
 
 /// Writes the files and prints the table; fails if a run failed or results disagree.
 fn publish(files: &Files<'_>, measured: &Report) -> Result<ExitCode> {
-    let written = files.write(measured.to_json(), &report::html::render(measured));
-    crate::print(&report::table::render(measured))?;
-    written?;
+    let page = report::html::render(measured);
+    files.publish(measured.to_json(), &page, &report::table::render(measured))?;
     if measured.interrupted {
         note(format_args!("interrupted: {} runs had been made", measured.runs.len()));
         return Ok(ExitCode::from(INTERRUPTED));
@@ -445,16 +444,17 @@ impl<'a> Files<'a> {
         Ok(Self { json, html })
     }
 
-    /// Writes what was measured, and the page that shows it; either, if the other fails.
-    fn write(&self, json: Result<String>, page: &str) -> Result<()> {
+    /// Writes what was measured, and the page that shows it, and prints the table; each, if another fails.
+    fn publish(&self, json: Result<String>, page: &str, table: &str) -> Result<()> {
         let measurements = self.json.map_or(Ok(()), |path| {
             write_file(path, &json?)?;
             note(format_args!("measurements: {}", path.display()));
             Ok(())
         });
-        write_file(&self.html, page)?;
-        note(format_args!("report: {}", self.html.display()));
-        measurements
+        let written = write_file(&self.html, page)
+            .inspect(|()| note(format_args!("report: {}", self.html.display())));
+        crate::print(table)?;
+        written.and(measurements)
     }
 }
 

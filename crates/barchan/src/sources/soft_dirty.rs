@@ -5,8 +5,9 @@
 //! each reset the bits of all tracked regions (of every tracker: the table below is one for the
 //! process) are harvested into words of our own. And reading and clearing are two steps, so a write
 //! between them would be lost: only a caller who vouches that nobody writes may reset
-//! (`collect_and_reset_stopped`), to any region of any soft-dirty tracker of the process; for others a collection reports and resets nothing, and arming
-//! makes only those pages clean whose kernel bit is clear already.
+//! (`collect_and_reset_stopped`), to any region of any soft-dirty tracker of the process; for others
+//! a collection reports and resets nothing, and arming makes only those pages clean whose kernel bit
+//! is clear already.
 //!
 //! A page is dirty if its harvested bit is set, or its kernel bit is set (for a new mapping the
 //! kernel sets it for every page), or it is not in memory: the kernel has lost the bits of merged

@@ -302,10 +302,11 @@ fn what_was_refused_does_not_last() {
         .with(0x300, &[0x5000, 0x2000])
         .with(0x400, &[0x2000])
         .with(0x2000, &[0, 0, 7, 0x6000, 1025, 0, 0, 0]);
-    let lasts = |number: libc::c_long, args: [u64; 6], result: i32| {
-        Capture::<4>::before(&effects::of(number as u64, &args), &process)
+    let lasts_in = |process: &Fake, number: libc::c_long, args: [u64; 6], result: i32| {
+        Capture::<4>::before(&effects::of(number as u64, &args), process)
             .lasts_after(i64::from(result))
     };
+    let lasts = |number, args, result| lasts_in(&process, number, args, result);
     let (setup, rseq) = ([4, 0x200, 0, 0, 0, 0], [0x100, 32, 0, 0, 0, 0]);
     for error in [libc::EPERM, libc::ENOSYS] {
         assert!(!lasts(libc::SYS_io_uring_setup, setup, -error));
@@ -326,12 +327,8 @@ fn what_was_refused_does_not_last() {
     assert!(lasts(libc::SYS_io_submit, [7, 1025, 0x100, 0, 0, 0], 1025));
     assert!(lasts(libc::SYS_io_submit, [7, 1, 0x9000, 0, 0, 0], 1));
     assert!(lasts(libc::SYS_io_submit, [7, 1, 0x400, 0, 0, 0], 1), "too many buffers");
-    let process = Fake { file: Some(File::Unknown), ..process.clone() };
-    let one_read = effects::of(libc::SYS_io_submit as u64, &[7, 1, 0x100, 0, 0, 0]);
-    assert!(
-        Capture::<4>::before(&one_read, &process).lasts_after(1),
-        "of a file that is not known"
-    );
+    let unknown = Fake { file: Some(File::Unknown), ..process.clone() };
+    assert!(lasts_in(&unknown, libc::SYS_io_submit, [7, 1, 0x100, 0, 0, 0], 1));
     assert!(!lasts(libc::SYS_read, [3, 0x5000, 64, 0, 0, 0], 64));
     // Others know when a thread has exited.
     assert!(!lasts(libc::SYS_set_tid_address, [0x5000, 0, 0, 0, 0, 0], 9));

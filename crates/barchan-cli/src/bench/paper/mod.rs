@@ -119,9 +119,8 @@ fn find_guest() -> Guest {
 
 /// Writes the files and prints the tables; fails if something that could be measured was not.
 fn publish(files: &Files<'_>, paper: &Paper) -> Result<ExitCode> {
-    let written = files.write(paper.to_json(), &report::paper_html::render(paper));
-    crate::print(&report::paper::render(paper))?;
-    written?;
+    let page = report::paper_html::render(paper);
+    files.publish(paper.to_json(), &page, &report::paper::render(paper))?;
     if paper.interrupted {
         note(format_args!("interrupted: the tables hold what had been measured"));
         return Ok(ExitCode::from(INTERRUPTED));

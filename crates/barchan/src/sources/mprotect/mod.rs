@@ -197,9 +197,8 @@ impl Drop for MprotectRegion {
                 // Its pages are still protected, and the registry keeps it for their faults.
                 self.state.abandon();
             } else {
-                let nothing = PageRange::between(self.range().start(), self.range().start());
-                // Fails for none.
-                let _ = retire_abandoned(writer, nothing);
+                // None of them has pages in this range, which was a region's.
+                let _ = retire_abandoned(writer, self.range());
             }
         });
     }

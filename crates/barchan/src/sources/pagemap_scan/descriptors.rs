@@ -84,7 +84,7 @@ impl Descriptors {
         // SAFETY: 1. the pages are the caller's. 2. The registration is asynchronous: no fault
         // waits for an answer.
         unsafe { uffd::register(fd, range) }?;
-        uffd::write_protect(fd, range, Protect::Off).inspect_err(|_| release(self, range))
+        self.unprotect(range).inspect_err(|_| release(self, range))
     }
 
     /// Lifts the protection of `range`; nobody waits for that.
