@@ -19,7 +19,7 @@ use crate::layout::Layout;
 use crate::libbarchan::LibBarchan;
 use crate::series::{self, Fit};
 use crate::tool::Tool;
-use crate::tree::{copy_tree, hash_file, hex};
+use crate::tree::{copy_tree, hash_file, hash_tree, hex};
 use crate::upstream::Upstream;
 
 /// Raised when the steps of a build change, so that old builds are done again.
@@ -49,6 +49,15 @@ impl Collector {
     pub fn built(layout: &Layout, flavour: Flavour) -> Option<Self> {
         let directory = layout.collector(flavour);
         directory.join("stamp").is_file().then_some(Self { flavour, directory })
+    }
+
+    /// Whether it was built from the patches and the library as `layout` has them now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub fn is_current(&self, layout: &Layout) -> Result<bool> {
+        let built_from = fs::read_to_string(self.directory.join("sources"));
+        Ok(!self.flavour.is_patched() || built_from.ok() == Some(sources(layout)?))
     }
 
     /// Which flavour this is.
@@ -128,7 +137,12 @@ pub fn build(
 
     let wanted = stamp(flavour, &upstream, &patches, library.as_ref(), &directory)?;
     let stamp_file = directory.join("stamp");
+    let note_sources = |directory: &Path| {
+        let path = directory.join("sources");
+        fs::write(&path, sources(layout)?).map_err(|e| Error::io("write", &path, &e))
+    };
     if fs::read_to_string(&stamp_file).is_ok_and(|found| found == wanted) {
+        note_sources(&directory)?;
         progress(&format!("{flavour}: up to date"));
         return Ok(Collector { flavour, directory });
     }
@@ -137,6 +151,7 @@ pub fn build(
     job.prepare_source(&upstream, &patches, progress)?;
     job.compile(progress)?;
     job.verify()?;
+    note_sources(&job.directory)?;
     fs::write(&stamp_file, wanted).map_err(|e| Error::io("write", &stamp_file, &e))?;
     progress(&format!("{flavour}: installed in {}", job.prefix().display()));
     Ok(Collector { flavour, directory: job.directory })
@@ -178,6 +193,14 @@ fn stamp(
     }
     add(&Tool::new("cc").arg("--version").run()?);
     Ok(hex(&hash.finalize()))
+}
+
+/// The hash of what the patched flavours are made of in this checkout, as far as it can be told without building.
+fn sources(layout: &Layout) -> Result<String> {
+    let crates =
+        ["barchan", "barchan-c", "dune-abi"].map(|name| layout.root().join("crates").join(name));
+    let trees = crates.iter().map(|path| path.join("src")).chain([layout.series()]);
+    trees.map(|tree| hash_tree(&tree)).collect::<Result<Vec<_>>>().map(|hashes| hashes.join("\n"))
 }
 
 /// One build that has to be done.
@@ -308,5 +331,37 @@ fn remove(path: &Path) -> Result<()> {
     match result {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, &e)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collector_of_other_patches_is_not_current() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().expect("a directory")).expect("created");
+            fs::write(path, text).expect("written");
+        };
+        write("boehm-patch/upstream/Cargo.toml", "");
+        write("boehm-patch/series/0001-one.patch", "one");
+        for name in ["barchan", "barchan-c", "dune-abi"] {
+            write(&format!("crates/{name}/src/lib.rs"), "");
+        }
+        let layout = Layout::new(root.path()).expect("a checkout");
+        let directory = root.path().join("built");
+        write("built/sources", &sources(&layout).expect("hashes"));
+        let of = |flavour| Collector { flavour, directory: directory.clone() };
+        let is_current = |collector: Collector| collector.is_current(&layout).expect("hashes");
+        assert!(is_current(of(Flavour::PATCHED)) && is_current(of(Flavour::STOCK)));
+        write("crates/barchan/src/lib.rs", "// mended");
+        assert!(!is_current(of(Flavour::PATCHED)) && is_current(of(Flavour::STOCK)));
+        write("crates/barchan/src/lib.rs", "");
+        assert!(is_current(of(Flavour::PATCHED)));
+        write("boehm-patch/series/0002-two.patch", "two");
+        assert!(!is_current(of(Flavour::PATCHED)));
     }
 }

@@ -77,6 +77,12 @@ impl Layout {
         self.root.join("workloads")
     }
 
+    /// The object that notes what the collector of an unmodified program does.
+    #[must_use]
+    pub fn preload(&self) -> PathBuf {
+        self.build().join("preload/libbarchan-summary.so")
+    }
+
     /// What moves programs into guest mode, where cargo puts it.
     #[must_use]
     pub fn dune_library(&self) -> PathBuf {

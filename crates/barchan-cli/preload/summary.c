@@ -13,10 +13,14 @@
  *
  * Callbacks run with the collector's lock held and, at times, with all other threads stopped
  * anywhere, in malloc too.  So they allocate nothing, take no lock and call only clock_gettime
- * (vDSO), getpid, and getters of the collector that read a few words: GC_get_heap_size,
- * GC_get_gc_no, GC_get_actual_vdb, GC_is_incremental_mode and the patched collector's
+ * (vDSO), getpid, getters of the collector that read a few words, and, every 2,000 pauses, bare system
+ * calls that make the record longer.  The getters are GC_get_heap_size, GC_get_gc_no, GC_get_actual_vdb, GC_is_incremental_mode and the patched collector's
  * GC_get_barchan_stats.  In a forked child the first event opens a new record with bare system
  * calls.
+ *
+ * A mapped page that its file system has no place for is a SIGBUS in the program.  So the space is
+ * reserved before it is used: without any there is no record, and without more the list of pauses
+ * ends.
  *
  * It is no profiler: a program that loads libgc later with dlopen is not noted.
  */
@@ -30,11 +34,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
 #define PAUSES ((size_t)1 << 20)
+#define RESERVED_AT_ONCE 16384 /* bytes of a record */
 
 /* bdwgc's GC_EventType: GC_EVENT_START is 0, and so on. */
 enum { EVENT_PRE_STOP_WORLD = 6, EVENT_POST_START_WORLD = 9 };
@@ -55,14 +61,15 @@ struct record {
     uint64_t begin_ns, last_ns; /* CLOCK_MONOTONIC: first and last event or exit */
     uint64_t stop_ns;           /* begin of the running stop of the world, 0 if none */
     uint64_t collections, heap_peak_bytes;
-    uint64_t pauses, pause_sum_ns, pause_max_ns;
+    uint64_t pauses, listed, pause_sum_ns, pause_max_ns;
     uint64_t vdb, incremental;  /* vdb UINT64_MAX: the collector does not tell */
     uint64_t gc_version;
     uint64_t has_stats, scans, scan_us, pages_scanned, pages_dirty, pages_armed, pages_disarmed,
         arm_runs, arm_us, faults, fault_ns, full_preferred;
     char source_name[32];
     char program[64];
-    uint64_t pause_ns[]; /* the first PAUSES of them; the file is sparse */
+    char library[1024]; /* the file with the collector, as the loader names it */
+    uint64_t pause_ns[]; /* the first of them, as many as are listed; the file grows with them */
 };
 #define RECORD_BYTES (sizeof(struct record) + PAUSES * sizeof(uint64_t))
 
@@ -72,6 +79,9 @@ static struct record *record;
 static pid_t owner;
 static unsigned long earlier; /* collections before this process was forked off */
 static char directory[4096];
+static char path[sizeof directory + 32]; /* of the record */
+static size_t reserved;                  /* bytes of it that may be written to */
+static char library[sizeof ((struct record *)0)->library];
 static _Atomic(event_fn) programs_own;
 
 static struct {
@@ -105,10 +115,23 @@ static void append_number(char *path, size_t length, unsigned long n)
     path[length] = '\0';
 }
 
+/* Writes zeros behind what is reserved; a write, unlike a store to a mapping, can fail. */
+static int reserve_more(int fd)
+{
+    static const char zeros[RESERVED_AT_ONCE];
+    struct rlimit limit;
+    /* Beyond the limit a write is a SIGXFSZ. */
+    if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur < reserved + sizeof zeros)
+        return 0;
+    if (pwrite(fd, zeros, sizeof zeros, (off_t)reserved) != (ssize_t)sizeof zeros)
+        return 0;
+    reserved += sizeof zeros;
+    return 1;
+}
+
 /* A record for this process; NULL if the directory has gone (the run is over) or is full. */
 static struct record *open_record(void)
 {
-    static char path[sizeof directory + 32];
     size_t length = strlen(directory);
     memcpy(path, directory, length);
     path[length++] = '/';
@@ -117,14 +140,15 @@ static struct record *open_record(void)
     if (fd < 0)
         return NULL;
     void *map = MAP_FAILED;
-    if (ftruncate(fd, (off_t)RECORD_BYTES) == 0)
+    reserved = 0;
+    if (reserve_more(fd))
         map = mmap(NULL, RECORD_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
     if (map == MAP_FAILED)
         return NULL;
     struct record *r = map;
     earlier = gc.gc_no != NULL ? gc.gc_no() : 0;
-    r->version = 2;
+    r->version = 3;
     r->size_bytes = sizeof *r;
     r->pid = (uint64_t)getpid();
     r->begin_ns = r->last_ns = now_ns();
@@ -132,8 +156,25 @@ static struct record *open_record(void)
     r->gc_version = gc.version != NULL ? gc.version() : 0;
     memcpy(r->program, program_invocation_short_name,
            strnlen(program_invocation_short_name, sizeof r->program - 1));
+    strcpy(r->library, library);
     memcpy(r->magic, "BARCHAN", 8);
     return r;
+}
+
+/* Appends a pause to the list, unless the list has ended. */
+static void list_pause(struct record *r, uint64_t took)
+{
+    size_t end = sizeof *r + (r->listed + 1) * sizeof took;
+    if (r->listed < r->pauses || r->listed >= PAUSES)
+        return;
+    if (end > reserved) {
+        int fd = open(path, O_RDWR | O_CLOEXEC), more = fd >= 0 && reserve_more(fd);
+        if (fd >= 0)
+            close(fd);
+        if (!more)
+            return;
+    }
+    r->pause_ns[r->listed++] = took;
 }
 
 static void note_state(struct record *r)
@@ -190,8 +231,7 @@ static void on_event(int event)
         uint64_t now = now_ns(), took = now - r->stop_ns;
         r->stop_ns = 0;
         r->last_ns = now;
-        if (r->pauses < PAUSES)
-            r->pause_ns[r->pauses] = took;
+        list_pause(r, took);
         r->pauses++;
         r->pause_sum_ns += took;
         if (took > r->pause_max_ns)
@@ -210,6 +250,21 @@ static void find(void *slot, const char *name)
     memcpy(slot, &symbol, sizeof symbol);
 }
 
+/* Which file it is: a program that names its library itself (DT_RPATH) has another one than
+ * LD_LIBRARY_PATH says.  An absolute path, for the program may have been started elsewhere. */
+static void note_library(void)
+{
+    Dl_info info;
+    void *symbol = dlsym(RTLD_NEXT, "GC_set_on_collection_event");
+    char *path;
+    if (dladdr(symbol, &info) == 0 || info.dli_fname == NULL)
+        return;
+    path = realpath(info.dli_fname, NULL);
+    if (path != NULL && strlen(path) < sizeof library)
+        strcpy(library, path);
+    free(path);
+}
+
 __attribute__((constructor)) static void start(void)
 {
     const char *dir = getenv("BARCHAN_SUMMARY_DIR");
@@ -219,6 +274,7 @@ __attribute__((constructor)) static void start(void)
     find(&gc.set_on_event, "GC_set_on_collection_event");
     if (gc.set_on_event == NULL)
         return; /* no libgc in this process, or an ancient one */
+    note_library();
     find(&gc.heap_size, "GC_get_heap_size");
     find(&gc.gc_no, "GC_get_gc_no");
     find(&gc.version, "GC_get_version");

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use barchan_boehm::tool::Tool;
-use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result};
+use barchan_boehm::{Collector, Error, ErrorKind, Flavour, Layout, Result};
 
 use crate::cli::{BuildArgs, Part};
-use crate::machine;
+use crate::{machine, note};
 
 /// What a plain `barchan build` makes: all but the soft-dirty variant, which is of use
 /// only where the kernel has soft-dirty bits.
@@ -29,7 +29,7 @@ pub(crate) fn command(layout: &Layout, args: &BuildArgs) -> Result<ExitCode> {
 }
 
 fn progress(line: &str) {
-    crate::note(format_args!("{line}"));
+    note(format_args!("{line}"));
 }
 
 fn build_part(layout: &Layout, part: Part, assertions: bool) -> Result<()> {
@@ -78,10 +78,26 @@ pub(crate) fn workloads(layout: &Layout) -> Result<()> {
         .map_err(|e| e.remedy("the XML workload needs expat: apt-get install libexpat1-dev"))
 }
 
+/// Whether a collector was built from other patches, or another library, than are here now.
+pub(crate) fn is_outdated(layout: &Layout, built: &Collector) -> bool {
+    built.is_current(layout).is_ok_and(|is_current| !is_current)
+}
+
+/// Says so; it is used all the same.
+pub(crate) fn warn_if_outdated(layout: &Layout, built: &Collector) {
+    if is_outdated(layout, built) {
+        note(format_args!(
+            "warning: the {} collector was built from other patches, or another library, than are \
+             here now; do this: barchan build",
+            built.flavour()
+        ));
+    }
+}
+
 /// Compiles the object that `barchan run` preloads; done again when its source is newer.
 pub(crate) fn preload(layout: &Layout) -> Result<PathBuf> {
     let source = layout.root().join("crates/barchan-cli/preload/summary.c");
-    let object = layout.build().join("preload/libbarchan-summary.so");
+    let object = layout.preload();
     let modified = |path: &PathBuf| std::fs::metadata(path).and_then(|m| m.modified());
     let newest = modified(&source).map_err(|e| Error::io("look at", &source, &e))?;
     if modified(&object).is_ok_and(|built| built > newest) {
@@ -107,7 +123,7 @@ pub(crate) fn built_dune_library(layout: &Layout) -> Option<PathBuf> {
     Some(layout.dune_library()).filter(|path| path.is_file())
 }
 
-/// Builds that library; cargo does nothing if it is up to date. Where there is no cargo, what it has built is taken.
+/// Builds that library; cargo does nothing if it is up to date. Where cargo cannot, what it has built is taken.
 pub(crate) fn dune_library(layout: &Layout) -> Result<PathBuf> {
     let said = Tool::cargo()
         .args(["build", "--release", "--package", "dune-preload"])
@@ -116,7 +132,14 @@ pub(crate) fn dune_library(layout: &Layout) -> Result<PathBuf> {
         .arg(layout.root().join("Cargo.toml"))
         .run();
     let said = match (said, built_dune_library(layout)) {
-        (Err(error), Some(library)) if error.kind() == ErrorKind::ToolMissing => {
+        (Err(error), Some(library)) => {
+            if error.kind() != ErrorKind::ToolMissing {
+                note(format_args!(
+                    "warning: {} is taken as it is, since cargo cannot build it anew; what it says: \
+                     cargo build --release --package dune-preload",
+                    library.display()
+                ));
+            }
             return Ok(library);
         }
         (said, _) => said?,

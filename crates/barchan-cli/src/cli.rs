@@ -113,11 +113,15 @@ Examples:
   barchan run --dune --ring 0 -- ./uses-invlpg
 
 With --dune the program, and every program that it executes, runs in guest mode: any that is
-dynamically linked. With --tracker too it runs there on the collector, in the mode asked for; with
---dune alone its collector, if it has one, is left as it is. Without --dune the program must load
-libgc.so.1 dynamically. Its own output is left alone: the summary goes to standard error when it ends,
-by whatever means. Other variables of the collector pass through; docs/tuning.md says which mode is
-for whom. The exit code is the program's, 128 + N if signal N ended it, 127 if it was not found, 126 if it could not be started.")]
+dynamically linked; where that cannot be entered, this is said and the program runs without. With
+--tracker too it runs there on the collector, in the mode asked for; with --dune alone its collector,
+if it has one, is left as it is. Without --dune the program must load libgc.so.1 dynamically. A source
+that --tracker names and that is not there is told, and the collector's own is used.
+
+The program's output is left alone: the summary goes to standard error when it ends, by whatever means.
+SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2 sent to this command are handed on to it. Other
+variables of the collector pass through; docs/tuning.md says which mode is for whom. The exit code is
+the program's, 128 + N if signal N ended it, 127 if it was not found, 126 if it could not be started.")]
 pub(crate) struct RunArgs {
     /// Source of dirty bits; auto: the best this machine has [default: auto]
     #[arg(long, value_name = "TRACKER", value_parser = crate::run::trackers())]
@@ -253,6 +257,14 @@ incremental. A configuration is written collector/mode/dirty-bit-source, for ins
 pinned/generational/mprotect; --config also takes parts of it, such as barchan or
 debian/full. --list shows all of them.
 
+A program of your own, on the collector that is installed and on the patched one in every mode:
+  barchan bench -- guile script.scm
+  barchan bench --rounds 9 -- env GC_INITIAL_HEAP_SIZE=16m nix-instantiate heap.nix
+It must load libgc.so.1 dynamically, end by itself with status 0, and reads nothing from standard input. Time is
+that of the whole program; pauses and heap are those of the process that collected most. Variables
+GC_... and BARCHAN_... that are set around the command do not reach it: `env`, as above, does. If two runs on
+one collector have the same output, then all must.
+
 Rounds are interleaved: each round runs every configuration once, in an order that rotates,
 so that a slow minute of the machine hits all of them. Keep the machine idle meanwhile.
 
@@ -306,6 +318,11 @@ pub(crate) struct BenchArgs {
 
     #[command(flatten)]
     pub(crate) runs: RunsArgs,
+
+    /// A program of your own and its arguments, after --, instead of the workloads: on Debian's
+    /// collector and on the patched one, unless --config says otherwise
+    #[arg(last = true, value_name = "PROG ARGS", conflicts_with_all = ["workload", "quick", "scale"])]
+    pub(crate) program: Vec<String>,
 }
 
 /// What all benchmarks of the collector are told.

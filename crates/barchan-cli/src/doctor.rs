@@ -10,9 +10,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use barchan::{KernelWrites, OpenError, Source};
-use barchan_boehm::{Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
+use barchan_boehm::{Collector, Error, ErrorKind, Flavour, Layout, Result, SystemCollector};
 use serde::Serialize;
 
+use crate::build;
 use crate::cli::DoctorArgs;
 use crate::guest::{self, GuestMode, SourceChoice};
 use crate::machine::{self, Machine};
@@ -63,8 +64,11 @@ struct Device {
 #[derive(Debug, Serialize)]
 struct CollectorState {
     name: &'static str,
-    /// Where it is, or how to get it.
+    /// Where it is.
     found: Option<String>,
+    /// Whether it was built from other patches, or another library, than are here now.
+    outdated: bool,
+    /// How to get it, or a newer one.
     remedy: Option<String>,
 }
 
@@ -200,14 +204,15 @@ fn collectors(layout: Option<&Layout>) -> Vec<CollectorState> {
             let version = system.version().unwrap_or("unknown version");
             format!("{version}, {}", system.library_dir().display())
         }),
+        outdated: false,
         remedy: system.is_err().then(|| "apt-get install libgc1".to_owned()),
     }];
     for (name, flavour) in [("pinned", Flavour::STOCK), ("barchan", Flavour::PATCHED)] {
-        let found = layout
-            .and_then(|layout| barchan_boehm::Collector::built(layout, flavour))
-            .map(|built| built.library_dir().display().to_string());
-        let remedy = found.is_none().then(|| "barchan build".to_owned());
-        all.push(CollectorState { name, found, remedy });
+        let built = layout.and_then(|layout| Some((layout, Collector::built(layout, flavour)?)));
+        let found = built.as_ref().map(|(_, built)| built.library_dir().display().to_string());
+        let outdated = built.is_some_and(|(layout, built)| build::is_outdated(layout, &built));
+        let remedy = (found.is_none() || outdated).then(|| "barchan build".to_owned());
+        all.push(CollectorState { name, found, outdated, remedy });
     }
     all
 }
@@ -235,7 +240,10 @@ fn render(diagnosis: &Diagnosis) -> String {
     out.push_str("\nCollectors\n");
     for collector in &diagnosis.collectors {
         let state = match (&collector.found, &collector.remedy) {
-            (Some(found), _) => found.clone(),
+            (Some(found), Some(remedy)) => format!(
+                "{found}, from other patches or another library than are here now; do this: {remedy}"
+            ),
+            (Some(found), None) => found.clone(),
             (None, remedy) => format!("not there; do this: {}", remedy.as_deref().unwrap_or("–")),
         };
         out.push_str(&format!("  {:<28} {state}\n", collector.name));

@@ -56,7 +56,9 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_possible() {
             &["bench", "paper", "--only", "micro", "--scale", "0.1"],
             "cannot be used with --only micro",
         ),
-        (&["bench", "--quick", "paper"], "cannot be used with"),
+        (&["bench", "--quick", "paper"], "unexpected argument 'paper'"),
+        (&["bench", "--workload", "xml", "--", "true"], "cannot be used with"),
+        (&["bench", "--scale", "0.5", "--", "true"], "cannot be used with"),
         (&["paper-probe", "nope", "linux"], "no row has this name"),
         (&["run"], "PROG"),
         (&["run", "--tracker", "nope", "--", "true"], "possible values: guest-pte, pagemap-scan"),
@@ -131,6 +133,11 @@ fn failures_are_exit_code_1_and_say_what_to_do() {
         assert_eq!(output.status.code(), Some(1), "{option}");
         assert!(stderr(&output).ends_with("directory (os error 2)\n"), "{}", stderr(&output));
     }
+
+    let both = dir.path().join("both").to_string_lossy().into_owned();
+    let output = barchan(&["bench", "--no-build", "--quick", "--json", &both, "--html", &both]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("cannot hold both"), "{}", stderr(&output));
 
     for (content, wanted) in
         [("x", "expected value"), ("{}", "names no format"), ("{\"format\":99}", "format 99")]
@@ -298,9 +305,18 @@ fn build_pinned() {
 
 /// A program that uses the collector and has an event callback of its own.
 fn gc_program(dir: &Path) -> PathBuf {
+    gc_program_linked(dir, &[])
+}
+
+/// Where the pinned collector is.
+fn pinned() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/collector/stock/prefix")
+}
+
+/// The same, with more for the linker.
+fn gc_program_linked(dir: &Path, linker: &[String]) -> PathBuf {
     build_pinned();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let prefix = root.join("build/collector/stock/prefix");
+    let prefix = pinned();
     let program = dir.join("program");
     let status = Command::new("cc")
         .args(["-O1", "-o"])
@@ -309,6 +325,7 @@ fn gc_program(dir: &Path) -> PathBuf {
         .arg(format!("-I{}", prefix.join("include").display()))
         .arg(format!("-L{}", prefix.join("lib").display()))
         .arg("-lgc")
+        .args(linker)
         .status()
         .expect("cc starts");
     assert!(status.success());
@@ -359,9 +376,55 @@ fn run_sums_up_whatever_way_the_program_ends() {
     }
 }
 
+/// A record that has no room, at once or after some thousand pauses, costs the program nothing.
 #[test]
-fn a_signal_to_end_the_command_ends_the_program_and_is_summed_up() {
+fn a_record_without_room_leaves_the_program_alone() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let program = gc_program(dir.path());
+    let stats = dir.path().join("stats.json");
+    let run = |bytes: u64| {
+        // The shell's unit is 512 bytes.
+        let script = format!("ulimit -f {} && exec \"$@\"", bytes / 512);
+        let output = Command::new("sh")
+            .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_barchan"), "run"])
+            .args(["--collector=pinned", "--mode=full", "--stats"])
+            .arg(&stats)
+            .arg("--")
+            .arg(&program)
+            .arg("often")
+            .env_remove("BARCHAN_ROOT")
+            .output()
+            .expect("sh starts");
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(0), "{bytes}: {text}");
+        let stats = std::fs::read_to_string(&stats).expect("statistics are written");
+        (text, serde_json::from_str::<Value>(&stats).expect("JSON")["processes"].clone())
+    };
+    let (text, processes) = run(8 << 10);
+    assert!(text.contains("could leave no record of it"), "{text}");
+    assert_eq!(processes.as_array().map(Vec::len), Some(0), "{processes}");
+    let mut percentiles = Vec::new();
+    for bytes in [20 << 10, 1 << 20] {
+        let (_, processes) = run(bytes);
+        let process = &processes[0];
+        assert!(process["pauses"].as_u64() > Some(6000), "{bytes}: {process}");
+        let (p50, max) = (process["pause_p50_ms"].as_f64(), process["pause_max_ms"].as_f64());
+        assert!(p50 > Some(0.0) && p50 <= max, "{bytes}: {process}");
+        percentiles.push(process["pauses_listed"].as_u64());
+    }
+    assert!(percentiles[0] < Some(2100), "16 kB of them: {percentiles:?}");
+    assert!(percentiles[1] > Some(6000), "all of them: {percentiles:?}");
+}
+
+#[test]
+fn a_signal_to_the_command_reaches_the_program_and_is_summed_up() {
     build_pinned();
+    for (name, number) in [("TERM", 15), ("HUP", 1), ("INT", 2), ("USR1", 10)] {
+        ended_by(name, number);
+    }
+}
+
+fn ended_by(name: &str, number: i32) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_barchan"))
         .args(["run", "--collector=pinned", "--", "/bin/sh", "-c", "echo $$; exec sleep 600"])
         .env_remove("BARCHAN_ROOT")
@@ -371,11 +434,13 @@ fn a_signal_to_end_the_command_ends_the_program_and_is_summed_up() {
         .expect("the command starts");
     let mut pid = String::new();
     BufReader::new(child.stdout.take().expect("piped")).read_line(&mut pid).expect("a line");
-    let killed = Command::new("kill").arg(child.id().to_string()).status().expect("kill starts");
+    let id = child.id().to_string();
+    let killed = Command::new("kill").args(["-s", name, &id]).status().expect("kill starts");
     assert!(killed.success());
     let output = child.wait_with_output().expect("it ends");
-    assert_eq!(output.status.code(), Some(128 + 15), "{}", stderr(&output));
-    assert!(stderr(&output).contains("/bin/sh ended with signal: 15"), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(128 + number), "{}", stderr(&output));
+    let wanted = format!("/bin/sh ended with signal: {number}");
+    assert!(stderr(&output).contains(&wanted), "{}", stderr(&output));
     assert!(!Path::new("/proc").join(pid.trim()).exists(), "the program is left");
 }
 
@@ -478,6 +543,88 @@ fn a_tiny_benchmark_goes_all_the_way() {
     let again = ok(&["report", &json.to_string_lossy()]);
     assert_eq!(stdout(&again), stdout(&output), "the table is drawn again as it was");
     assert!(html.is_file());
+}
+
+/// The report of a program of the user's on the pinned collector, and what was printed.
+fn bench_program(words: &[&str]) -> (Value, String) {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (json, html) = (dir.path().join("b.json"), dir.path().join("b.html"));
+    let (json, html) = (json.to_string_lossy(), html.to_string_lossy());
+    let configs = ["--config=pinned/full", "--config=pinned/generational/mprotect"];
+    let files = ["--rounds=2", "--json", &json, "--html", &html, "--"];
+    let output = ok(&[&["bench"], &configs[..], &files, words].concat());
+    let text = std::fs::read_to_string(&*json).expect("measurements");
+    (serde_json::from_str(&text).expect("JSON"), stdout(&output))
+}
+
+#[test]
+fn a_program_of_the_users_is_measured() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let program = gc_program(dir.path());
+    let (report, text) = bench_program(&[&program.to_string_lossy(), "exit"]);
+    let runs = report["runs"].as_array().expect("runs");
+    assert_eq!(runs.len(), 4, "{text}");
+    for run in runs {
+        let sample = &run["sample"];
+        assert!(sample["pauses"].as_u64() > Some(10), "{run}");
+        assert!(sample["heap_peak_bytes"].as_u64() > Some(10_000), "{run}");
+        assert!(sample["max_rss_bytes"].as_u64() > Some(1_000_000), "{run}");
+        assert!(sample["total_s"].as_f64() > Some(0.0), "{run}");
+        assert!(sample["alloc_longest_ms"].is_null(), "nobody knows: {run}");
+        let is_dirty = run["config"] != "pinned/full";
+        assert_eq!(sample["incremental"], is_dirty, "{run}");
+    }
+    assert!(text.contains("program: a program of yours; the same output"), "{text}");
+    let command = report["command"].as_str().expect("a command");
+    assert!(command.ends_with(&format!("-- {} exit", program.display())), "{command}");
+
+    // What a child collected counts too, and an output that changes is no wrong result.
+    let script = format!("{} exit; echo $$ 'and more'", program.display());
+    let (report, text) = bench_program(&["sh", "-c", &script]);
+    assert!(report["runs"][0]["sample"]["pauses"].as_u64() > Some(10), "{report}");
+    assert!(text.contains("sh: a program of yours; its output differs"), "{text}");
+    let command = report["command"].as_str().expect("a command");
+    let words = shlex::split(command).expect("a shell can read it");
+    assert_eq!(words[words.len() - 3..], ["sh", "-c", &script], "{command}");
+}
+
+#[test]
+fn a_program_that_cannot_be_measured_is_told_why() {
+    build_pinned();
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let html = dir.path().join("b.html").to_string_lossy().into_owned();
+    let cases: [(&[&str], &str); 3] = [
+        (&["true"], "it loaded no libgc.so.1"),
+        (&["sh", "-c", "echo no >&2; exit 3"], "exit status: 3: no"),
+        (&["/nonexistent/x"], "cannot start /nonexistent/x"),
+    ];
+    for (words, wanted) in cases {
+        let options = ["bench", "--config=pinned/full", "--html", &html, "--"];
+        let output = barchan(&[&options, words].concat());
+        assert_eq!(output.status.code(), Some(1), "{words:?}");
+        let text = stderr(&output);
+        assert!(text.contains("cannot be measured: ") && text.contains(wanted), "{text}");
+    }
+}
+
+/// A program that says itself where its library is does not run on the collector that was meant.
+#[test]
+fn a_program_with_a_collector_of_its_own_is_told() {
+    build_pinned();
+    let dir = tempfile::tempdir().expect("temporary directory");
+    std::fs::copy(pinned().join("lib/libgc.so.1"), dir.path().join("libgc.so.1")).expect("a copy");
+    let rpath = format!("-Wl,--disable-new-dtags,-rpath,{}", dir.path().display());
+    let program = gc_program_linked(dir.path(), &[rpath]);
+    let program = program.to_string_lossy();
+    let output = barchan(&["run", "--collector=pinned", "--", &program, "exit"]);
+    assert_eq!(output.status.code(), Some(0));
+    let wanted = format!(") loaded {}, not", dir.path().join("libgc.so.1").display());
+    assert!(stderr(&output).contains(&wanted), "{}", stderr(&output));
+    let html = dir.path().join("b.html").to_string_lossy().into_owned();
+    let bench = ["bench", "--config=pinned/full", "--html", &html, "--", &program, "exit"];
+    let output = barchan(&bench);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains(&wanted), "{}", stderr(&output));
 }
 
 /// Prints why the guest's part is skipped, if it is; whether it is there.
@@ -638,6 +785,22 @@ fn list_names_workloads_and_configurations() {
     for wanted in ["tree-clustered", "barchan/incremental", "debian/generational/soft-dirty"] {
         assert!(text.contains(wanted), "{text}");
     }
+}
+
+/// What the collector does not take is not measured as if it did.
+#[test]
+fn a_value_that_the_collector_refuses_is_not_measured() {
+    build_pinned();
+    let vary = "--vary=GC_INITIAL_HEAP_SIZE=,4M,nonsense";
+    let text = stdout(&ok(&["bench", "--list", "--config=pinned/full", vary]));
+    let state = |value: &str| {
+        let line = text.lines().find(|line| line.contains(value)).expect("a line");
+        line.split_once(value).expect("as found").1.trim().to_owned()
+    };
+    assert_eq!(state("GC_INITIAL_HEAP_SIZE unset"), "ready");
+    assert_eq!(state("GC_INITIAL_HEAP_SIZE=4M"), "ready");
+    let refused = state("GC_INITIAL_HEAP_SIZE=nonsense");
+    assert!(refused.starts_with("not available: GC Warning: Bad initial heap size"), "{text}");
 }
 
 #[test]

@@ -269,6 +269,17 @@ pub(crate) fn select(selectors: &[Selector]) -> Vec<Config> {
     all
 }
 
+/// Those for a program of the user's: what the distribution has, and what could be had instead.
+pub(crate) fn for_programs() -> Vec<Config> {
+    let mut all = Config::all();
+    all.retain(|config| match config.collector {
+        Collector::Debian => matches!(config.dirty, DirtySource::None | DirtySource::Mprotect),
+        Collector::Pinned => false,
+        Collector::Barchan => true,
+    });
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

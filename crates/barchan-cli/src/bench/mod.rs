@@ -32,9 +32,9 @@ use config::{Collector, Config, Mode};
 use model::{CollectorInfo, ConfigInfo, Outcome, Report, Run, WorkloadInfo};
 use preflight::Ready;
 use progress::{Key, Progress};
-use runner::Job;
+use runner::{Job, Watched};
 use vary::Setting;
-use workload::Workload;
+use workload::{Program, Subject, Workload};
 
 /// Rounds of a full benchmark.
 const ROUNDS: u32 = 5;
@@ -48,7 +48,7 @@ const INTERRUPTED: u8 = 128 + 2;
 
 /// What is to be measured, and with which settings.
 struct Plan {
-    workloads: Vec<&'static Workload>,
+    subjects: Vec<Subject>,
     configs: Vec<Config>,
     /// What every configuration is run with; one `None` if nothing is varied.
     settings: Vec<Option<Setting>>,
@@ -64,8 +64,14 @@ struct Plan {
 impl Plan {
     fn new(args: &BenchArgs) -> Self {
         Self {
-            workloads: workload::select(&args.workload),
-            configs: config::select(&args.config),
+            subjects: match Program::new(&args.program) {
+                Some(program) => vec![Subject::Theirs(program)],
+                None => workload::select(&args.workload).into_iter().map(Subject::Ours).collect(),
+            },
+            configs: match args.program.is_empty() || !args.config.is_empty() {
+                true => config::select(&args.config),
+                false => config::for_programs(),
+            },
             settings: match &args.vary {
                 Some(vary) => vary.settings().map(Some).collect(),
                 None => vec![None],
@@ -118,6 +124,11 @@ impl Plan {
         }
         words.push(format!("--pause-ms {} --markers {}", self.pause_ms, self.markers));
         words.push(format!("--timeout {}", self.timeout.as_secs()));
+        for subject in &self.subjects {
+            if let Subject::Theirs(program) = subject {
+                words.push(format!("-- {}", program.command()));
+            }
+        }
         words.join(" ")
     }
 }
@@ -157,9 +168,15 @@ impl Candidate {
 
 /// Runs the subcommand.
 pub(crate) fn command(layout: &Layout, args: &BenchArgs) -> Result<ExitCode> {
-    let plan = Plan::new(args);
+    let mut plan = Plan::new(args);
     if !args.list && !args.runs.no_build {
         build_needed(layout, &plan)?;
+    }
+    let patched = Collector::Barchan;
+    if args.runs.no_build && plan.configs.iter().any(|config| config.collector == patched) {
+        if let Some(built) = barchan_boehm::Collector::built(layout, Flavour::PATCHED) {
+            build::warn_if_outdated(layout, &built);
+        }
     }
     let candidates = Candidate::all(layout, &plan);
     if args.list {
@@ -169,6 +186,7 @@ pub(crate) fn command(layout: &Layout, args: &BenchArgs) -> Result<ExitCode> {
     require_one(&candidates, "none of the configurations can be run here")?;
     let files = Files::new(layout, args.runs.json.as_deref(), args.html.as_deref(), "report.html")?;
     let stop = stop_on_interrupt()?;
+    rehearse(layout, &mut plan, &candidates, &stop)?;
     let report = measure(layout, plan.command(args), &plan, &candidates, &stop);
     publish(&files, &report)
 }
@@ -183,6 +201,36 @@ fn require_one(candidates: &[Candidate], what: &str) -> Result<()> {
         .filter_map(|c| Some(format!("{}: {}", c.name(), c.ready.as_ref().err()?)))
         .collect();
     Err(Error::new(ErrorKind::Missing, what).tried(why.join("\n")).remedy("barchan build"))
+}
+
+/// Runs a program of the user's twice, on the first collector: whether it can be measured, and its output compared.
+fn rehearse(
+    layout: &Layout,
+    plan: &mut Plan,
+    candidates: &[Candidate],
+    stop: &AtomicBool,
+) -> Result<()> {
+    let first = candidates.iter().find_map(|c| Some((c, c.ready.as_ref().ok()?)));
+    let (Some(Subject::Theirs(program)), Some((candidate, ready))) = (plan.subjects.first(), first)
+    else {
+        return Ok(());
+    };
+    build::preload(layout)?;
+    note(format_args!("trying {} twice on {}", program.command(), candidate.name()));
+    let run = || match runner::run(&job(layout, plan, &plan.subjects[0], candidate, ready), stop) {
+        Outcome::Measured { sample } => Ok(sample.results),
+        Outcome::Failed { why } => Err(Error::new(
+            ErrorKind::BadResult,
+            format!("{} cannot be measured: {why}", program.command()),
+        )
+        .tried(format!("ran it on {}", candidate.name()))
+        .remedy("see that it runs by itself, ends well, and loads libgc.so.1 dynamically")),
+    };
+    let is_same = run()? == run()?;
+    if let Some(Subject::Theirs(program)) = plan.subjects.first_mut() {
+        program.output_is_compared = is_same;
+    }
+    Ok(())
 }
 
 /// A flag that ^C raises, or a request to end: what has been measured is then still reported. A second one ends
@@ -216,10 +264,10 @@ fn build_needed(layout: &Layout, plan: &Plan) -> Result<()> {
 
 fn list(plan: &Plan, candidates: &[Candidate]) -> String {
     let mut out = "Workloads:\n".to_owned();
-    for workload in &plan.workloads {
-        let why = workload.unavailable().map(|why| format!(" (not available: {why})"));
+    for subject in &plan.subjects {
+        let why = subject.unavailable().map(|why| format!(" (not available: {why})"));
         let why = why.unwrap_or_default();
-        out.push_str(&format!("  {:<16} {}{why}\n", workload.name, workload.title));
+        out.push_str(&format!("  {:<16} {}{why}\n", subject.name(), subject.title()));
     }
     out.push_str("\nConfigurations:\n");
     for candidate in candidates {
@@ -257,31 +305,31 @@ fn measure(
         markers: plan.markers,
         machine: Machine::read(Some(layout.root())),
         collectors: collectors(layout, plan),
-        workloads: plan.workloads.iter().map(|w| workload_info(plan, w)).collect(),
+        workloads: plan.subjects.iter().map(|subject| workload_info(plan, subject)).collect(),
         configs: candidates.iter().map(|candidate| config_info(plan, candidate)).collect(),
         runs: Vec::new(),
     };
-    let mut left = VecDeque::from(schedule(plan.rounds, plan.workloads.len(), ready.len()));
+    let mut left = VecDeque::from(schedule(plan.rounds, plan.subjects.len(), ready.len()));
     left.retain(|&(_, w, _)| report.workloads[w].unavailable.is_none());
     let mut progress = Progress::new(left.len());
     while let Some((round, w, c)) = left.pop_front() {
-        let (workload, (candidate, ready), config) = (plan.workloads[w], ready[c], &modes[c].0);
-        if !plan.no_skip && is_hopeless(&report.runs, workload.name, &modes, c) {
+        let (subject, (candidate, ready), config) = (&plan.subjects[w], ready[c], &modes[c].0);
+        let workload = subject.name();
+        if !plan.no_skip && is_hopeless(&report.runs, &workload, &modes, c) {
             let before = left.len();
             left.retain(|&(_, workload, config)| (workload, config) != (w, c));
             progress.skip(before - left.len() + 1);
             progress.say(&format!(
-                "{config} takes over {HOPELESS} times as long on {} as the fastest in its mode: \
-                 not run again",
-                workload.name
+                "{config} takes over {HOPELESS} times as long on {workload} as the fastest in its mode: \
+                 not run again"
             ));
             continue;
         }
         let keys: Vec<Key> =
             std::iter::once((w, c)).chain(left.iter().map(|&(_, w, c)| (w, c))).collect();
-        progress.begin(&format!("round {round}: {} on {config}", workload.name), &keys);
+        progress.begin(&format!("round {round}: {workload} on {config}"), &keys);
         let begin = Instant::now();
-        let outcome = runner::run(&job(layout, plan, workload, candidate, ready), stop);
+        let outcome = runner::run(&job(layout, plan, subject, candidate, ready), stop);
         let outcome = match &ready.guest_records {
             Some(records) => paper::collector::add_counts(outcome, records),
             None => outcome,
@@ -292,10 +340,9 @@ fn measure(
         }
         progress.end((w, c), begin.elapsed());
         if let Outcome::Failed { why } = &outcome {
-            progress.say(&format!("FAILED {} on {config}, round {round}: {why}", workload.name));
+            progress.say(&format!("FAILED {workload} on {config}, round {round}: {why}"));
         }
-        let (workload, config) = (workload.name.to_owned(), config.clone());
-        report.runs.push(Run { workload, config, round, outcome });
+        report.runs.push(Run { workload, config: config.clone(), round, outcome });
     }
     report.duration_s = progress.finish().as_secs_f64();
     report
@@ -326,20 +373,33 @@ fn is_hopeless(runs: &[Run], workload: &str, modes: &[(String, Mode)], which: us
 fn job(
     layout: &Layout,
     plan: &Plan,
-    workload: &Workload,
+    subject: &Subject,
     candidate: &Candidate,
     ready: &Ready,
 ) -> Job {
-    let mut args = plan.arguments(workload);
-    args.push("--json".to_owned());
+    let (program, args, watched) = match subject {
+        Subject::Ours(workload) => {
+            let mut args = plan.arguments(workload);
+            args.push("--json".to_owned());
+            (layout.workloads().join(workload.program), args, None)
+        }
+        Subject::Theirs(program) => {
+            let watched = Watched {
+                preload: layout.preload(),
+                output_is_compared: program.output_is_compared,
+            };
+            (program.path().to_owned(), program.arguments().to_vec(), Some(watched))
+        }
+    };
     let mut environment = plan.environment(candidate.config, candidate.setting.as_ref());
     environment.extend(ready.environment.iter().cloned());
     Job {
-        program: layout.workloads().join(workload.program),
+        program,
         args,
         library_dir: ready.library_dir.clone(),
         environment,
         timeout: plan.timeout,
+        watched,
     }
 }
 
@@ -356,15 +416,21 @@ fn schedule(rounds: u32, workloads: usize, configs: usize) -> Vec<(u32, usize, u
     order
 }
 
-fn workload_info(plan: &Plan, workload: &Workload) -> WorkloadInfo {
-    let mut command = vec![workload.program.to_owned()];
-    command.extend(plan.arguments(workload));
+fn workload_info(plan: &Plan, subject: &Subject) -> WorkloadInfo {
+    let command = match subject {
+        Subject::Ours(workload) => {
+            let mut words = vec![workload.program.to_owned()];
+            words.extend(plan.arguments(workload));
+            words.join(" ")
+        }
+        Subject::Theirs(program) => program.command(),
+    };
     WorkloadInfo {
-        name: workload.name.to_owned(),
-        title: workload.title.to_owned(),
-        command: command.join(" "),
-        unavailable: workload.unavailable(),
-        target: workload.target,
+        name: subject.name(),
+        title: subject.title(),
+        command,
+        unavailable: subject.unavailable(),
+        target: subject.target(),
     }
 }
 
@@ -439,6 +505,10 @@ impl<'a> Files<'a> {
                 dir.join(default_html)
             }
         };
+        if json.is_some_and(|json| json == html) {
+            let what = format!("{} cannot hold both measurements and report", html.display());
+            return Err(Error::new(ErrorKind::Io, what).remedy("give --json and --html two files"));
+        }
         json.map_or(Ok(()), require_writable)?;
         require_writable(&html)?;
         Ok(Self { json, html })
@@ -488,7 +558,7 @@ mod tests {
             config: config.to_owned(),
             round: 1,
             outcome: Outcome::Measured {
-                sample: model::Sample { total_s, ..model::Sample::default() },
+                sample: Box::new(model::Sample { total_s, ..model::Sample::default() }),
             },
         };
         let runs = [

@@ -128,7 +128,7 @@ pub(crate) enum Outcome {
     /// It ended well, and its self-checks passed.
     Measured {
         /// The measurements.
-        sample: Sample,
+        sample: Box<Sample>,
     },
     /// It did not.
     Failed {
@@ -154,16 +154,16 @@ pub(crate) struct Sample {
     pub(crate) pause_p99_ms: Option<f64>,
     /// Longest pause.
     pub(crate) pause_max_ms: Option<f64>,
-    /// Longest allocation that a thread of the workload saw.
-    pub(crate) alloc_longest_ms: f64,
+    /// Longest allocation that a thread of the workload saw; only our own workloads tell.
+    pub(crate) alloc_longest_ms: Option<f64>,
     /// Collections.
     pub(crate) collections: u64,
     /// Largest heap.
     pub(crate) heap_peak_bytes: u64,
     /// Largest resident set of the process.
     pub(crate) max_rss_bytes: u64,
-    /// Page faults that needed no I/O.
-    pub(crate) minor_faults: u64,
+    /// Page faults that needed no I/O; only our own workloads tell.
+    pub(crate) minor_faults: Option<u64>,
     /// The source of dirty bits that the collector says it uses at the end.
     pub(crate) source: Option<String>,
     /// Whether the collector was still incremental at the end.

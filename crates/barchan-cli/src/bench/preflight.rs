@@ -12,7 +12,6 @@ use std::time::Duration;
 use barchan_boehm::{Layout, SystemCollector};
 
 use super::config::{Collector, Config, DirtySource};
-use super::model::Outcome;
 use super::runner::{self, Job};
 use crate::machine;
 
@@ -65,6 +64,11 @@ pub(crate) fn check(
     Ok(Ready { library_dir, reported_source, environment: Vec::new(), guest_records: None })
 }
 
+/// Whether a line on standard error says that the collector does something else than it was told.
+fn is_complaint(line: &str) -> bool {
+    line.starts_with("GC: ") || line.starts_with("GC Warning: ")
+}
+
 /// Runs a tiny workload; what the collector says that it uses, if it says.
 ///
 /// # Errors
@@ -81,11 +85,13 @@ pub(super) fn trial(
         library_dir: library_dir.to_path_buf(),
         environment: environment.to_vec(),
         timeout: Duration::from_secs(60),
+        watched: None,
     };
-    let sample = match runner::run(&job, &AtomicBool::new(false)) {
-        Outcome::Measured { sample } => sample,
-        Outcome::Failed { why } => return Err(format!("a trial run failed: {why}")),
-    };
+    let (sample, said) = runner::run_and_listen(&job, &AtomicBool::new(false))
+        .map_err(|why| format!("a trial run failed: {why}"))?;
+    if let Some(complaint) = said.lines().find(|line| is_complaint(line)) {
+        return Err(complaint.to_owned());
+    }
     if !config.mode.needs_dirty_bits() {
         return Ok(None);
     }

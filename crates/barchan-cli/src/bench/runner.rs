@@ -1,9 +1,12 @@
-//! One run of one workload: start it, wait no longer than allowed, read its line of JSON.
+//! One run of one workload: start it, wait no longer than allowed, read its line of JSON; or of a
+//! program of the user's: the same, with what a preloaded object notes.
 //!
 //! The program gets a clean environment as far as the collectors are concerned: no `GC_*`
 //! and no `BARCHAN_*` but those of the configuration. While it runs, this process sleeps; once
 //! a second it looks whether it is to stop.
 
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,9 +14,13 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
+use tempfile::TempDir;
+use wait4::{ResourceUsage, Wait4 as _};
 
 use super::model::{Outcome, Sample};
+use crate::run::{elsewhere, prepend, record};
 
 /// How often to look whether to stop.
 const LOOK: Duration = Duration::from_secs(1);
@@ -31,20 +38,33 @@ pub(crate) struct Job {
     pub(crate) environment: Vec<(String, String)>,
     /// When to give up.
     pub(crate) timeout: Duration,
+    /// For a program that tells nothing itself.
+    pub(crate) watched: Option<Watched>,
+}
+
+/// How a program of the user's is measured.
+#[derive(Clone, Debug)]
+pub(crate) struct Watched {
+    /// The object that notes what its collector does.
+    pub(crate) preload: PathBuf,
+    /// Whether its output is a result.
+    pub(crate) output_is_compared: bool,
 }
 
 /// Runs the job, until `stop` is raised. Every way to fail ends in [`Outcome::Failed`]: the benchmark goes on.
 pub(crate) fn run(job: &Job, stop: &AtomicBool) -> Outcome {
-    match run_inner(job, stop) {
-        Ok(sample) => Outcome::Measured { sample },
+    match run_and_listen(job, stop) {
+        Ok((sample, _)) => Outcome::Measured { sample: Box::new(sample) },
         Err(why) => Outcome::Failed { why },
     }
 }
 
-fn run_inner(job: &Job, stop: &AtomicBool) -> Result<Sample, String> {
+/// The same, with what was written to standard error.
+pub(crate) fn run_and_listen(job: &Job, stop: &AtomicBool) -> Result<(Sample, String), String> {
+    let records = records(job)?;
     let begin = Instant::now();
-    let mut child =
-        spawn(job).map_err(|e| format!("cannot start {}: {e}", job.program.display()))?;
+    let mut child = spawn(job, records.as_ref().map(TempDir::path))
+        .map_err(|e| format!("cannot start {}: {e}", job.program.display()))?;
     let output = collect(child.stdout.take());
     let errors = collect(child.stderr.take());
     let output = loop {
@@ -54,28 +74,45 @@ fn run_inner(job: &Job, stop: &AtomicBool) -> Result<Sample, String> {
             Err(RecvTimeoutError::Timeout) if left > LOOK && !stop.load(Ordering::Relaxed) => {}
             Err(RecvTimeoutError::Timeout) => {
                 // Both can only fail if the program has just ended by itself.
-                let _ = child.kill();
+                let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
                 let _ = child.wait();
                 return Err(format!("killed after {} s", begin.elapsed().as_secs()));
             }
             Err(RecvTimeoutError::Disconnected) => break String::new(),
         }
     };
-    let status = child.wait().map_err(|e| format!("cannot wait for it: {e}"))?;
+    let used = child.wait4().map_err(|e| format!("cannot wait for it: {e}"))?;
+    let total_s = begin.elapsed().as_secs_f64();
+    let status = used.status;
     let errors = errors.recv().unwrap_or_default();
     if !status.success() {
         let said = last_lines(&errors);
         let colon = if said.is_empty() { "" } else { ": " };
         return Err(format!("{status}{colon}{said}"));
     }
+    if let (Some(watched), Some(records)) = (&job.watched, records) {
+        let results = watched.output_is_compared.then(|| summed(&output)).into_iter().collect();
+        let noted = noted(records.path(), &job.library_dir, &used.rusage)?;
+        return Ok((Sample { total_s, results, ..noted }, errors));
+    }
     let last = output.lines().last().unwrap_or_default();
     let value: Value = serde_json::from_str(last)
         .map_err(|e| format!("its report is no JSON: {e}: {last:.60}"))?;
-    check_library(&value, &job.library_dir)?;
-    sample(&value).ok_or_else(|| format!("its report lacks a field: {last:.200}"))
+    check_library(value["gc_library"].as_str(), &job.library_dir)?;
+    let sample = sample(&value).ok_or_else(|| format!("its report lacks a field: {last:.200}"))?;
+    Ok((sample, errors))
 }
 
-fn spawn(job: &Job) -> std::io::Result<Child> {
+/// Where the preloaded object leaves its records, for a program that it watches.
+fn records(job: &Job) -> Result<Option<TempDir>, String> {
+    let make = || tempfile::Builder::new().prefix("barchan-bench-").tempdir();
+    job.watched.as_ref().map(|_| make()).transpose().map_err(|e| {
+        format!("cannot create a directory in {}: {e}", std::env::temp_dir().display())
+    })
+}
+
+/// Starts it, in a process group of its own: with its children it is ended.
+fn spawn(job: &Job, records: Option<&Path>) -> std::io::Result<Child> {
     let mut command = Command::new(&job.program);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
@@ -85,12 +122,58 @@ fn spawn(job: &Job) -> std::io::Result<Child> {
     }
     command
         .args(&job.args)
-        .env("LD_LIBRARY_PATH", &job.library_dir)
+        .env("LD_LIBRARY_PATH", library_path(job))
         .envs(job.environment.iter().map(|(name, value)| (name, value)))
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
+        .stderr(Stdio::piped());
+    if let (Some(watched), Some(records)) = (&job.watched, records) {
+        command.env("LD_PRELOAD", &watched.preload).env("BARCHAN_SUMMARY_DIR", records);
+    }
+    command.spawn()
+}
+
+/// Where libraries are looked for: a program of the user's may have places of its own, too.
+fn library_path(job: &Job) -> OsString {
+    match job.watched {
+        Some(_) => prepend([&job.library_dir], "LD_LIBRARY_PATH"),
+        None => job.library_dir.clone().into(),
+    }
+}
+
+/// What the preloaded object noted of the process that collected most, with what the program and
+/// all its children used.
+fn noted(records: &Path, library_dir: &Path, used: &ResourceUsage) -> Result<Sample, String> {
+    let summary = record::read_all(records, 0)
+        .into_iter()
+        .max_by_key(|summary| summary.collections)
+        .ok_or("it loaded no libgc.so.1 at its start (one that is linked statically cannot be exchanged)")?;
+    if !record::is_from(&summary, library_dir) {
+        return Err(elsewhere(&summary, library_dir));
+    }
+    Ok(Sample {
+        user_s: used.utime.as_secs_f64(),
+        sys_s: used.stime.as_secs_f64(),
+        pauses: summary.pauses,
+        pause_p50_ms: summary.pause_p50_ms,
+        pause_p99_ms: summary.pause_p99_ms,
+        pause_max_ms: summary.pause_max_ms,
+        collections: summary.collections,
+        heap_peak_bytes: summary.heap_peak_bytes,
+        max_rss_bytes: used.maxrss,
+        source: summary.source,
+        // Where nothing was collected, the mode was not left.
+        incremental: summary.incremental || summary.collections == 0,
+        ..Sample::default()
+    })
+}
+
+/// An output as a result: its length, and a checksum (CRC-32).
+fn summed(output: &str) -> (String, Value) {
+    let mut sum = flate2::Crc::new();
+    sum.update(output.as_bytes());
+    ("output".to_owned(), format!("{} bytes, CRC-32 {:08x}", output.len(), sum.sum()).into())
 }
 
 /// Reads a pipe to its end on a thread of its own.
@@ -115,8 +198,8 @@ fn last_lines(text: &str) -> String {
 }
 
 /// Refuses a run on another collector than the one that was meant.
-fn check_library(value: &Value, wanted: &Path) -> Result<(), String> {
-    let Some(found) = value["gc_library"].as_str() else { return Ok(()) };
+fn check_library(found: Option<&str>, wanted: &Path) -> Result<(), String> {
+    let Some(found) = found else { return Ok(()) };
     let dir = Path::new(found).parent().and_then(|dir| dir.canonicalize().ok());
     if dir.is_some() && dir == wanted.canonicalize().ok() {
         return Ok(());
@@ -136,11 +219,11 @@ fn sample(value: &Value) -> Option<Sample> {
         pause_p50_ms: ms(&pause["p50"]),
         pause_p99_ms: ms(&pause["p99"]),
         pause_max_ms: ms(&pause["max"]),
-        alloc_longest_ms: ms(&value["alloc"]["longest_us"])?,
+        alloc_longest_ms: Some(ms(&value["alloc"]["longest_us"])?),
         collections: value["collections"].as_u64()?,
         heap_peak_bytes: value["heap_peak_bytes"].as_u64()?,
         max_rss_bytes: value["max_rss_bytes"].as_u64()?,
-        minor_faults: value["minor_faults"].as_u64()?,
+        minor_faults: Some(value["minor_faults"].as_u64()?),
         source: value["vdb"].as_str().map(str::to_owned),
         incremental: value["incremental"].as_bool()?,
         guest: None, // who started it in guest mode adds them
@@ -163,6 +246,7 @@ mod tests {
             library_dir: "/nonexistent".into(),
             environment: vec![("GC_MARKERS".to_owned(), "1".to_owned())],
             timeout: Duration::from_millis(timeout_ms),
+            watched: None,
         }
     }
 
@@ -185,6 +269,9 @@ mod tests {
         assert!(why(shell("exec sleep 60", 100)).starts_with("killed after"));
         let stopped = run(&job("exec sleep 60", 60_000), &AtomicBool::new(true));
         assert_eq!(why(stopped), "killed after 1 s");
+        // Its children too, which otherwise hold its output.
+        let text = why(shell("sleep 60 & sleep 60; true", 100));
+        assert!(text.starts_with("killed after"), "{text}");
         assert!(why(shell("echo no json", 10_000)).contains("no JSON"));
         assert!(why(shell("echo '{\"total_s\":1}'", 10_000)).contains("lacks a field"));
         let text = why(shell("echo '{\"gc_library\":\"/usr/lib/libgc.so.1\"}'", 10_000));

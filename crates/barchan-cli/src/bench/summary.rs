@@ -47,13 +47,13 @@ pub(crate) struct Cell {
     /// Longest pause of each round.
     pub(crate) pause_max_ms: Option<Spread>,
     /// Longest allocation of each round.
-    pub(crate) alloc_longest_ms: Spread,
+    pub(crate) alloc_longest_ms: Option<Spread>,
     /// Collections.
     pub(crate) collections: f64,
     /// Largest heap.
     pub(crate) heap_peak_mb: Spread,
     /// Page faults.
-    pub(crate) minor_faults: f64,
+    pub(crate) minor_faults: Option<f64>,
     /// Whether an incremental configuration stopped being incremental on its way.
     pub(crate) gave_up: bool,
 }
@@ -129,7 +129,7 @@ fn row<'a>(report: &'a Report, workload: &WorkloadInfo, info: &'a ConfigInfo) ->
             continue;
         }
         match &run.outcome {
-            Outcome::Measured { sample } => samples.push(sample),
+            Outcome::Measured { sample } => samples.push(sample.as_ref()),
             Outcome::Failed { why } => failures.push(format!("round {}: {why}", run.round)),
         }
     }
@@ -151,10 +151,10 @@ fn cell(config: Config, samples: &[&Sample]) -> Option<Cell> {
         pause_p50_ms: optional(|s| s.pause_p50_ms).map(|s| s.median),
         pause_p99_ms: optional(|s| s.pause_p99_ms).map(|s| s.median),
         pause_max_ms: optional(|s| s.pause_max_ms),
-        alloc_longest_ms: spread(|s| s.alloc_longest_ms)?,
+        alloc_longest_ms: optional(|s| s.alloc_longest_ms),
         collections: spread(|s| s.collections as f64)?.median,
         heap_peak_mb: spread(|s| s.heap_peak_bytes as f64 / 1e6)?,
-        minor_faults: spread(|s| s.minor_faults as f64)?.median,
+        minor_faults: optional(|s| s.minor_faults.map(|count| count as f64)).map(|s| s.median),
         gave_up: config.mode.needs_dirty_bits() && samples.iter().any(|s| !s.incremental),
     })
 }

@@ -1,4 +1,7 @@
-//! The workloads of the benchmark, in one table: program, arguments, what each shows.
+//! What is measured: the workloads of the benchmark, in one table (program, arguments, what each
+//! shows), or a program of the user's.
+
+use std::path::Path;
 
 use clap::builder::PossibleValuesParser;
 
@@ -146,6 +149,90 @@ impl Workload {
         let (path, package) = self.needs?;
         let missing = !std::path::Path::new(path).exists();
         missing.then(|| format!("{path} is not there (apt-get install {package})"))
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub(crate) enum Subject {
+    /// One of the project's workloads, which tells its own measurements and results.
+    Ours(&'static Workload),
+    /// A program of the user's, which a preloaded object watches.
+    Theirs(Program),
+}
+
+/// A program of the user's.
+#[derive(Clone, Debug)]
+pub(crate) struct Program {
+    /// The program and its arguments.
+    words: Vec<String>,
+    /// Whether all its runs are to have the same output: until two runs on one collector have not.
+    pub(crate) output_is_compared: bool,
+}
+
+impl Program {
+    /// The program with these words, if there is one.
+    pub(crate) fn new(words: &[String]) -> Option<Self> {
+        let there_is_one = !words.is_empty();
+        there_is_one.then(|| Self { words: words.to_vec(), output_is_compared: true })
+    }
+
+    /// What is executed.
+    pub(crate) fn path(&self) -> &Path {
+        Path::new(&self.words[0])
+    }
+
+    /// Its arguments.
+    pub(crate) fn arguments(&self) -> &[String] {
+        &self.words[1..]
+    }
+
+    /// As a shell would read it.
+    pub(crate) fn command(&self) -> String {
+        let words = self.words.iter().map(String::as_str);
+        shlex::try_join(words).expect("an argument of a process has no NUL in it")
+    }
+}
+
+impl Subject {
+    /// The name in reports.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Ours(workload) => workload.name.to_owned(),
+            Self::Theirs(program) => {
+                program.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+            }
+        }
+    }
+
+    /// What it does, in a few words.
+    pub(crate) fn title(&self) -> String {
+        match self {
+            Self::Ours(workload) => workload.title.to_owned(),
+            Self::Theirs(program) => {
+                let same = match program.output_is_compared {
+                    true => "the same output is asked for in every run",
+                    false => "its output differs from run to run, and so is not compared",
+                };
+                format!("a program of yours; {same}")
+            }
+        }
+    }
+
+    /// Why it cannot be run on this machine, if it cannot.
+    pub(crate) fn unavailable(&self) -> Option<String> {
+        match self {
+            Self::Ours(workload) => workload.unavailable(),
+            Self::Theirs(_) => None,
+        }
+    }
+
+    /// As [`Workload::target`].
+    pub(crate) fn target(&self) -> f64 {
+        match self {
+            Self::Ours(workload) => workload.target,
+            Self::Theirs(_) => 1.0,
+        }
     }
 }
 

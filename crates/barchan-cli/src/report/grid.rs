@@ -3,9 +3,8 @@
 //! Columns are as wide as what they hold. A cell may have a second line, a row may end in a remark that goes
 //! over all of its columns but the first ones.
 
-use std::fmt::Write as _;
-
 use super::html::escape;
+use super::put;
 
 /// A table.
 pub(super) struct Grid {
@@ -90,14 +89,13 @@ impl Grid {
             })
             .collect();
         let mut out = String::new();
-        let mut put = |cells: &[&str], remark: Option<&str>| {
+        let mut add = |cells: &[&str], remark: Option<&str>| {
             let mut line = String::new();
             for ((cell, width), column) in cells.iter().zip(&widths).zip(&self.columns) {
-                // Writing to a String cannot fail.
-                let _ = match column.is_number {
-                    true => write!(line, "  {cell:>width$}"),
-                    false => write!(line, "  {cell:<width$}"),
-                };
+                match column.is_number {
+                    true => put(&mut line, format_args!("  {cell:>width$}")),
+                    false => put(&mut line, format_args!("  {cell:<width$}")),
+                }
             }
             if let Some(remark) = remark {
                 line.push_str("  ");
@@ -106,12 +104,12 @@ impl Grid {
             out.push_str(line.trim_end());
             out.push('\n');
         };
-        put(&self.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>(), None);
+        add(&self.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>(), None);
         for row in &self.rows {
             let firsts: Vec<_> = row.cells.iter().map(|cell| cell.first.as_str()).collect();
-            put(&firsts, row.remark.as_deref());
+            add(&firsts, row.remark.as_deref());
             if row.cells.iter().any(|cell| !cell.second.is_empty()) {
-                put(&row.cells.iter().map(|cell| cell.second.as_str()).collect::<Vec<_>>(), None);
+                add(&row.cells.iter().map(|cell| cell.second.as_str()).collect::<Vec<_>>(), None);
             }
         }
         out
@@ -122,7 +120,7 @@ impl Grid {
         let mut out = "<div class=\"card\"><table><tr>".to_owned();
         for column in &self.columns {
             let class = if column.is_number { " class=\"n\"" } else { "" };
-            let _ = write!(out, "<th{class}>{}</th>", escape(&column.name));
+            put(&mut out, format_args!("<th{class}>{}</th>", escape(&column.name)));
         }
         out.push_str("</tr>\n");
         for row in &self.rows {
@@ -130,14 +128,16 @@ impl Grid {
             for (cell, column) in row.cells.iter().zip(&self.columns) {
                 let class = if column.is_number { " class=\"n\"" } else { "" };
                 let (first, second) = (escape(&cell.first), escape(&cell.second));
-                let _ = match second.is_empty() {
-                    true => write!(out, "<td{class}>{first}</td>"),
-                    false => write!(out, "<td{class}><b>{first}</b><br>{second}</td>"),
-                };
+                match second.is_empty() {
+                    true => put(&mut out, format_args!("<td{class}>{first}</td>")),
+                    false => {
+                        put(&mut out, format_args!("<td{class}><b>{first}</b><br>{second}</td>"))
+                    }
+                }
             }
             if let Some(remark) = &row.remark {
                 let left = self.columns.len().saturating_sub(row.cells.len()).max(1);
-                let _ = write!(out, "<td colspan=\"{left}\">{}</td>", escape(remark));
+                put(&mut out, format_args!("<td colspan=\"{left}\">{}</td>", escape(remark)));
             }
             out.push_str("</tr>\n");
         }

@@ -1,8 +1,6 @@
 //! The report as one HTML page: no script, no file besides it, light and dark.
 
-use std::fmt::Write as _;
-
-use super::{maybe, number, plot, speed, vary};
+use super::{count, maybe, number, plot, put, speed, vary};
 use crate::bench::compare::{self, Verdict};
 use crate::bench::config::Mode;
 use crate::bench::model::{Report, WorkloadInfo};
@@ -57,11 +55,6 @@ pub(crate) fn escape(text: &str) -> String {
         }
         out
     })
-}
-
-/// Appends to the page; writing to a String cannot fail.
-pub(super) fn put(page: &mut String, text: std::fmt::Arguments<'_>) {
-    let _ = page.write_fmt(text);
 }
 
 fn header(page: &mut String, report: &Report) {
@@ -246,9 +239,9 @@ fn cells(page: &mut String, cell: &Cell) {
         maybe(cell.pause_p50_ms),
         maybe(cell.pause_p99_ms),
         maybe(cell.pause_max_ms.map(|s| s.median)),
-        number(cell.alloc_longest_ms.median),
+        maybe(cell.alloc_longest_ms.map(|s| s.median)),
         format!("{:.0}", cell.collections),
-        format!("{:.0}", cell.minor_faults),
+        count(cell.minor_faults),
         number(cell.heap_peak_mb.median),
     ];
     for value in values {

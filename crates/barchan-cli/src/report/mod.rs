@@ -13,6 +13,7 @@ mod switches;
 pub(crate) mod table;
 mod vary;
 
+use std::fmt::{self, Write as _};
 use std::process::ExitCode;
 
 use barchan_boehm::Result;
@@ -39,6 +40,17 @@ pub(crate) fn command(args: &ReportArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Appends to a text or a page; writing to a String cannot fail.
+fn put(text: &mut String, what: fmt::Arguments<'_>) {
+    let _ = text.write_fmt(what);
+}
+
+/// [`put`] and the end of the line.
+fn line(text: &mut String, what: fmt::Arguments<'_>) {
+    put(text, what);
+    text.push('\n');
+}
+
 /// A number with as many decimals as three digits need.
 pub(crate) fn number(value: f64) -> String {
     let decimals = match value.abs() {
@@ -52,6 +64,11 @@ pub(crate) fn number(value: f64) -> String {
 /// A number, or a dash for one that was not measured.
 pub(crate) fn maybe(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), number)
+}
+
+/// A count, or a dash for one that was not made.
+fn count(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| format!("{value:.0}"))
 }
 
 /// A whole number with its thousands apart.

@@ -1,11 +1,9 @@
 //! The tables of `bench paper` as text.
 
-use std::fmt::Write as _;
-
 use dune_bench::{Means, Row};
 
 use super::grid::{self, Grid};
-use super::{grouped, maybe, number, table};
+use super::{grouped, line, maybe, number, table};
 use crate::bench::config::{Collector, Config, Mode};
 use crate::bench::model::{Report, WorkloadInfo};
 use crate::bench::paper::figures::{self, Figure, TABLE_6};
@@ -80,11 +78,6 @@ pub(super) fn host(paper: &Paper) -> String {
         (Some(kind), None) => kind.clone(),
         (None, None) => "unknown".to_owned(),
     }
-}
-
-/// Appends a line; writing to a String cannot fail.
-fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
-    let _ = writeln!(out, "{text}");
 }
 
 /// A number of cycles or nanoseconds.

@@ -3,11 +3,12 @@
 
 use dune_bench::Row;
 
-use super::html::{self, FOOT, escape, put};
+use super::html::{self, FOOT, escape};
 use super::paper::{
     MICRO_NOTES, Unit, collector_grid, collector_heading, columns, host, micro_grid,
 };
 use super::paper_plot;
+use super::put;
 use crate::bench::model::Report;
 use crate::bench::paper::model::{Micro, Paper};
 use crate::bench::paper::summary;

@@ -5,7 +5,8 @@ use dune_bench::{Means, Row};
 
 use super::html::escape;
 use super::paper::{amount, times};
-use super::plot::{Axis, Panel, TOP, WIDTH, grid, put};
+use super::plot::{Axis, Panel, TOP, WIDTH, grid};
+use super::put;
 use crate::bench::paper::figures;
 use crate::bench::paper::summary::{Cell, Numbers};
 

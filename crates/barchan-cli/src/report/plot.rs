@@ -1,10 +1,8 @@
 //! The figure of one workload: time, pauses and peak heap side by side, a row for each
 //! configuration, as inline SVG. Colours come from the page's style sheet by class.
 
-use std::fmt::Write as _;
-
 use super::html::escape;
-use super::{maybe, number};
+use super::{count, maybe, number, put};
 use crate::bench::config::{DirtySource, Mode};
 use crate::bench::summary::{Cell, Row};
 
@@ -143,11 +141,6 @@ pub(crate) fn figure(title: &str, rows: &[Row<'_>]) -> String {
     svg.push_str(&body);
     svg.push_str("</svg>\n");
     svg
-}
-
-/// Appends to the drawing; writing to a String cannot fail.
-pub(super) fn put(svg: &mut String, text: std::fmt::Arguments<'_>) {
-    let _ = svg.write_fmt(text);
 }
 
 pub(super) fn grid(svg: &mut String, panel: &Panel, height: f64) {
@@ -329,7 +322,7 @@ fn value(svg: &mut String, x: f64, y: f64, text: &str) {
 fn tooltip(cell: &Cell) -> String {
     format!(
         "{}\n{:.3} s [{:.3} – {:.3}], {} rounds\npauses p50 {} / p99 {} / max {} ms\n\
-         longest allocation {} ms\n{:.0} collections, {:.0} minor faults\npeak heap {} MB",
+         longest allocation {} ms\n{:.0} collections, {} minor faults\npeak heap {} MB",
         cell.config,
         cell.total_s.median,
         cell.total_s.min,
@@ -338,9 +331,9 @@ fn tooltip(cell: &Cell) -> String {
         maybe(cell.pause_p50_ms),
         maybe(cell.pause_p99_ms),
         maybe(cell.pause_max_ms.map(|s| s.median)),
-        number(cell.alloc_longest_ms.median),
+        maybe(cell.alloc_longest_ms.map(|s| s.median)),
         cell.collections,
-        cell.minor_faults,
+        count(cell.minor_faults),
         number(cell.heap_peak_mb.median),
     )
 }

@@ -2,7 +2,7 @@
 //! the variable unset. A panel for each workload, a row for each value.
 
 use super::html::escape;
-use super::plot::put;
+use super::put;
 use crate::bench::config::Config;
 use crate::bench::summary::Row;
 use crate::bench::vary::{self, Setting};

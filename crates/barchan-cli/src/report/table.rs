@@ -1,8 +1,6 @@
 //! The report as text: a table for each workload, then the comparison.
 
-use std::fmt::Write as _;
-
-use super::{maybe, number, speed, vary};
+use super::{line, maybe, number, put, speed, vary};
 use crate::bench::compare::{self, Verdict};
 use crate::bench::config::Mode;
 use crate::bench::model::{Report, WorkloadInfo};
@@ -43,11 +41,6 @@ pub(crate) fn render(report: &Report) -> String {
         ),
     );
     out
-}
-
-/// Appends a line; writing to a String cannot fail.
-fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
-    let _ = writeln!(out, "{text}");
 }
 
 pub(super) fn workload_table(report: &Report, workload: &WorkloadInfo) -> String {
@@ -97,7 +90,7 @@ fn numbers(cell: &Cell) -> String {
         "{:>7} {:>17} {pauses:>23} {:>9} {:>7.0} {:>8}{}",
         format!("{:.3}", time.median),
         format!("[{:.2} – {:.2}]", time.min, time.max),
-        number(cell.alloc_longest_ms.median),
+        maybe(cell.alloc_longest_ms.map(|s| s.median)),
         cell.collections,
         number(cell.heap_peak_mb.median),
         if cell.gave_up { " †" } else { "" },
@@ -174,11 +167,11 @@ fn verdict_line(verdict: &Verdict) -> String {
                 format!("{:.2} (≤{:.2}) {mark}", check.ratio(), check.allowed)
             },
         );
-        let _ = write!(text, " {cell:>16}");
+        put(&mut text, format_args!(" {cell:>16}"));
     }
-    let _ = write!(text, "  {}", speed(verdict.time.ratio()));
+    put(&mut text, format_args!("  {}", speed(verdict.time.ratio())));
     if let Some(flaw) = verdict.flaw {
-        let _ = write!(text, "; ✗ {flaw}");
+        put(&mut text, format_args!("; ✗ {flaw}"));
     }
     text
 }

@@ -1,13 +1,11 @@
 //! What `--vary` asked: time against peak heap, the comparison at equal heap, and what a value
 //! changes against the variable unset. As text, and as HTML with a figure for each workload.
 
-use std::fmt::Write as _;
-
 use super::grid::{self, Grid};
 use super::html::escape;
-use super::number;
 use super::plot::{Axis, tick_label};
 use super::switches;
+use super::{number, put};
 use crate::bench::config::{Config, Mode};
 use crate::bench::model::{Report, WorkloadInfo};
 use crate::bench::summary::{self, Row};
@@ -24,11 +22,6 @@ fn measured(report: &Report) -> impl Iterator<Item = (&WorkloadInfo, Vec<Row<'_>
         .iter()
         .filter(|workload| workload.unavailable.is_none())
         .map(|workload| (workload, summary::rows(report, workload)))
-}
-
-/// Appends to a text; writing to a String cannot fail.
-fn put(text: &mut String, what: std::fmt::Arguments<'_>) {
-    let _ = text.write_fmt(what);
 }
 
 const AT_EQUAL_HEAP: &str = "barchan at equal peak heap: beside the fastest baseline whose heap is \

@@ -4,21 +4,21 @@ use std::process::{Child, ExitStatus};
 use std::{io, thread};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-use signal_hook::iterator::Signals;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::WithOrigin;
+use signal_hook::low_level::siginfo::Origin;
 
-/// What ^C and its like send, which the terminal sends to the program too.
-const OF_THE_TERMINAL: [i32; 2] = [SIGINT, SIGQUIT];
-/// What is sent to this process alone, and handed on.
-const HANDED_ON: [i32; 2] = [SIGTERM, SIGHUP];
+/// What is handed on to the program.
+const HANDED_ON: [i32; 6] = [SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGINT, SIGQUIT];
 
 /// From here on these signals do not end this process. Handlers, unlike ignored signals, are not inherited by the
 /// program; so what is ignored already (`nohup`) stays as it is.
-pub(crate) struct Attendant(Signals);
+pub(crate) struct Attendant(SignalsInfo<WithOrigin>);
 
 impl Attendant {
     pub(crate) fn new() -> io::Result<Self> {
-        Signals::new(not_ignored(OF_THE_TERMINAL.into_iter().chain(HANDED_ON))).map(Self)
+        SignalsInfo::new(not_ignored(HANDED_ON)).map(Self)
     }
 
     /// Waits for the program, and hands signals on to it.
@@ -27,14 +27,11 @@ impl Attendant {
         let handle = signals.handle();
         let pid = Pid::from_child(child);
         let forwarder = thread::spawn(move || {
-            for signal in signals.forever() {
-                let signal = match signal {
-                    SIGTERM => Signal::TERM,
-                    SIGHUP => Signal::HUP,
-                    _ => continue,
-                };
-                // It may have ended just now.
-                let _ = kill_process(pid, signal);
+            for origin in signals.forever() {
+                if let Some(signal) = handed_on(&origin) {
+                    // It may have ended just now.
+                    let _ = kill_process(pid, signal);
+                }
             }
         });
         // Its number is its own until nobody is left who would send signals to it.
@@ -44,6 +41,15 @@ impl Attendant {
         let _ = forwarder.join();
         ended?;
         child.wait()
+    }
+}
+
+/// What the program gets of a signal to this process: nothing of ^C and its like, which the terminal sends to both.
+fn handed_on(origin: &Origin) -> Option<Signal> {
+    let is_of_the_terminal = origin.process.is_none();
+    match origin.signal {
+        SIGINT | SIGQUIT if is_of_the_terminal => None,
+        number => Signal::from_named_raw(number),
     }
 }
 

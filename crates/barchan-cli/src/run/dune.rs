@@ -38,6 +38,10 @@ pub(super) fn render(program: &OsStr, processes: &[Snapshot]) -> String {
         ));
         return out;
     }
+    if processes.iter().all(|process| process.exits == 0) {
+        out.push_str("  guest mode   not entered, as was said above: the program ran without it\n");
+        return out;
+    }
     let sum = |f: fn(&Snapshot) -> u64| processes.iter().map(f).sum::<u64>();
     out.push_str(&format!(
         "  guest mode   {} process{}, {} exits: {} system calls, {} page faults, {} signals, \

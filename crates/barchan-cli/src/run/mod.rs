@@ -50,6 +50,7 @@ pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
     // Where guest mode's records go; the collector's lie beside it.
     let guest_records = records.path().join("guest");
     let mut preload = Vec::new();
+    let mut collector_dir = None;
     if args.dune {
         std::fs::create_dir(&guest_records).map_err(|e| Error::io("create", &guest_records, &e))?;
         command.env("BARCHAN_DUNE_DIR", &guest_records);
@@ -62,6 +63,7 @@ pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
         let library_dir = library_dir(layout, args.collector())?;
         preload.push(build::preload(layout)?);
         set_environment(&mut command, args, &library_dir, records.path());
+        collector_dir = Some(library_dir);
     }
     command.env("LD_PRELOAD", prepend(preload, "LD_PRELOAD"));
     let attendant = Attendant::new()
@@ -79,14 +81,14 @@ pub(crate) fn command(layout: &Layout, args: &RunArgs) -> Result<ExitCode> {
             return Ok(ExitCode::from(code));
         }
     };
-    let summaries = read_records(records.path(), u64::from(pid));
+    let summaries = record::read_all(records.path(), u64::from(pid));
     let guests = args.dune.then(|| dune::read(&guest_records, pid));
     let mut said = format!("barchan: {} ended with {status}\n", Path::new(program).display());
     if let Some(guests) = &guests {
         said.push_str(&dune::render(program, guests));
     }
-    if !args.dune || args.tracker.is_some() {
-        said.push_str(&render(program, args, u64::from(pid), &summaries));
+    if let Some(dir) = &collector_dir {
+        said.push_str(&render(program, args, dir, u64::from(pid), &summaries));
     }
     note(format_args!("{}", said.trim_end()));
     write_stats(args, stats(args, status, &summaries, guests.as_deref()));
@@ -99,13 +101,13 @@ fn library_dir(layout: &Layout, collector: RunOn) -> Result<PathBuf> {
         RunOn::Pinned => Flavour::STOCK,
         RunOn::Barchan => Flavour::PATCHED,
     };
-    barchan_boehm::Collector::built(layout, flavour).map(|built| built.library_dir()).ok_or_else(
-        || {
-            Error::new(ErrorKind::Missing, format!("the {flavour} collector is not built"))
-                .tried(format!("looked in {}", layout.collector(flavour).display()))
-                .remedy("barchan build")
-        },
-    )
+    let built = barchan_boehm::Collector::built(layout, flavour).ok_or_else(|| {
+        Error::new(ErrorKind::Missing, format!("the {flavour} collector is not built"))
+            .tried(format!("looked in {}", layout.collector(flavour).display()))
+            .remedy("barchan build")
+    })?;
+    build::warn_if_outdated(layout, &built);
+    Ok(built.library_dir())
 }
 
 fn set_environment(command: &mut Command, args: &RunArgs, library_dir: &Path, records: &Path) {
@@ -134,7 +136,10 @@ fn set_environment(command: &mut Command, args: &RunArgs, library_dir: &Path, re
 }
 
 /// Paths in front of what a variable with a list of paths holds.
-fn prepend<P: AsRef<OsStr>>(paths: impl IntoIterator<Item = P>, variable: &str) -> OsString {
+pub(crate) fn prepend<P: AsRef<OsStr>>(
+    paths: impl IntoIterator<Item = P>,
+    variable: &str,
+) -> OsString {
     let mut list = OsString::new();
     let before = std::env::var_os(variable).filter(|rest| !rest.is_empty());
     let paths = paths.into_iter().map(|path| path.as_ref().to_owned());
@@ -147,23 +152,18 @@ fn prepend<P: AsRef<OsStr>>(paths: impl IntoIterator<Item = P>, variable: &str) 
     list
 }
 
-/// All records, that of the program itself first, then by pauses.
-fn read_records(dir: &Path, pid: u64) -> Vec<Summary> {
-    let mut summaries: Vec<Summary> = std::fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| record::read(&entry.ok()?.path()))
-        .collect();
-    summaries.sort_by_key(|s| (s.pid != pid, std::cmp::Reverse(s.pauses), s.pid));
-    summaries
-}
-
 fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-fn render(program: &OsStr, args: &RunArgs, pid: u64, summaries: &[Summary]) -> String {
+fn render(
+    program: &OsStr,
+    args: &RunArgs,
+    collector_dir: &Path,
+    pid: u64,
+    summaries: &[Summary],
+) -> String {
     let mut out = String::new();
     let (own, others) = match summaries {
         [own, others @ ..] if own.pid == pid => (Some(own), others),
@@ -172,14 +172,19 @@ fn render(program: &OsStr, args: &RunArgs, pid: u64, summaries: &[Summary]) -> S
     out.push_str(&own.map_or_else(
         || {
             format!(
-                "barchan: {} did not load libgc.so.1 at its start, so there is no summary of it. (A collector \
-                 that is linked into the program is left as it is; one that the program loads itself, by \
-                 dlopen, was this one: GC_PRINT_STATS=1 lets it tell.)\n",
-                Path::new(program).display()
+                "barchan: {} did not load libgc.so.1 at its start, or could leave no record of it, so there is no \
+                 summary. (A collector that is linked into the program, or a setuid program's, is left as it \
+                 is; one that the program loads itself, by dlopen, was this one: GC_PRINT_STATS=1 lets it \
+                 tell. A record takes 16 kB in {}, and a program that stays the same user.)\n",
+                Path::new(program).display(),
+                std::env::temp_dir().display()
             )
         },
-        |own| render_one(own, args.tracker.as_deref()),
+        |own| render_one(own, args),
     ));
+    for other in summaries.iter().filter(|summary| !record::is_from(summary, collector_dir)) {
+        out.push_str(&format!("barchan: {}\n", elsewhere(other, collector_dir)));
+    }
     for other in others.iter().filter(|other| other.collections > 0) {
         out.push_str(&format!(
             "barchan: child {} ({}): {} collections, longest pause {} ms\n",
@@ -192,13 +197,29 @@ fn render(program: &OsStr, args: &RunArgs, pid: u64, summaries: &[Summary]) -> S
     out
 }
 
-fn render_one(summary: &Summary, asked_for: Option<&str>) -> String {
+/// What is said of a process on another collector than the one meant.
+pub(crate) fn elsewhere(summary: &Summary, wanted: &Path) -> String {
+    let found = summary.gc_library.as_deref().unwrap_or(Path::new("a collector"));
+    format!(
+        "{} ({}) loaded {}, not the collector in {}: it names its library's place itself \
+         (DT_RPATH; `patchelf --remove-rpath` takes that away), or changes LD_LIBRARY_PATH",
+        summary.program,
+        summary.pid,
+        found.display(),
+        wanted.display()
+    )
+}
+
+fn render_one(summary: &Summary, args: &RunArgs) -> String {
     let source = summary.source.as_deref().unwrap_or("not told by this collector");
-    let mode = match asked_for {
+    let is_fallback = args.collector() == RunOn::Barchan && summary.dirty_bits.is_none();
+    let variable = std::env::var(barchan::ENV).ok();
+    let mode = match args.tracker.as_deref().or(variable.as_deref()) {
         _ if !summary.incremental => "unused (full mode)".to_owned(),
-        Some(name) if name != "auto" && name != source => {
+        Some(name) if is_fallback => {
             format!("{source}, the collector's own ({name} was asked for)")
         }
+        None if is_fallback => format!("{source}, the collector's own"),
         _ => source.to_owned(),
     };
     let mut out = format!(

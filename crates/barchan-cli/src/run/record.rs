@@ -6,14 +6,14 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 /// Bytes before the list of pauses.
-const FIXED_BYTES: usize = 8 + 4 + 4 + 24 * 8 + 32 + 64;
+const FIXED_BYTES: usize = 8 + 4 + 4 + 25 * 8 + 32 + 64 + 1024;
 /// How many pauses the list holds at most.
-const LISTED: u64 = 1 << 20;
+const MOST_LISTED: u64 = 1 << 20;
 
 /// What the collector of one process did.
 #[derive(Clone, Debug, Serialize)]
@@ -24,12 +24,16 @@ pub(crate) struct Summary {
     pub(crate) program: String,
     /// The collector's version.
     pub(crate) gc_version: String,
+    /// The file that it was loaded from; `None` if its path is too long to be noted.
+    pub(crate) gc_library: Option<PathBuf>,
     /// Seconds from the start to the last event, or to the end of a normal exit.
     pub(crate) seconds: f64,
     /// Collections begun.
     pub(crate) collections: u64,
     /// Stops of the world.
     pub(crate) pauses: u64,
+    /// How many of them the percentiles are of: the first ones, as many as there was room for.
+    pub(crate) pauses_listed: u64,
     /// Median pause.
     pub(crate) pause_p50_ms: Option<f64>,
     /// 99th percentile of the pauses.
@@ -101,13 +105,31 @@ impl Fields<'_> {
     }
 }
 
+/// All records in a directory, that of process `pid` first, then by pauses.
+pub(crate) fn read_all(dir: &Path, pid: u64) -> Vec<Summary> {
+    let mut summaries: Vec<Summary> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| read(&entry.ok()?.path()))
+        .collect();
+    summaries.sort_by_key(|s| (s.pid != pid, std::cmp::Reverse(s.pauses), s.pid));
+    summaries
+}
+
+/// Whether the collector was loaded from `dir`, where that is known.
+pub(crate) fn is_from(summary: &Summary, dir: &Path) -> bool {
+    let Some(library) = &summary.gc_library else { return true };
+    let found = library.parent().and_then(|dir| dir.canonicalize().ok());
+    found.is_some() && found == dir.canonicalize().ok()
+}
+
 /// Reads one record; `None` for a file that is none (a process that died while making it).
 pub(crate) fn read(path: &Path) -> Option<Summary> {
     let file = File::open(path).ok()?;
     let mut bytes = [0_u8; FIXED_BYTES];
     file.read_exact_at(&mut bytes, 0).ok()?;
     let mut summary = parse(&bytes)?;
-    let listed = summary.pauses.min(LISTED) as usize;
+    let listed = summary.pauses_listed.min(MOST_LISTED) as usize;
     let mut list = vec![0_u8; listed * 8];
     file.read_exact_at(&mut list, FIXED_BYTES as u64).ok()?;
     let mut pauses: Vec<u64> = list
@@ -126,15 +148,17 @@ fn percentile_ms(sorted_ns: &[u64], percent: usize) -> Option<f64> {
     sorted_ns.get(rank.checked_sub(1)?).map(|ns| *ns as f64 / 1e6)
 }
 
+/// What stands before the list of pauses.
 fn parse(bytes: &[u8]) -> Option<Summary> {
     let mut f = Fields(bytes);
-    if f.text(8)? != "BARCHAN" || f.u32()? != 2 || f.u32()? as usize != FIXED_BYTES {
+    if f.text(8)? != "BARCHAN" || f.u32()? != 3 || f.u32()? as usize != FIXED_BYTES {
         return None;
     }
     let pid = f.u64()?;
     let (begin_ns, last_ns, stop_ns) = (f.u64()?, f.u64()?, f.u64()?);
     let (collections, heap_peak_bytes) = (f.u64()?, f.u64()?);
-    let (pauses, pause_sum_ns, pause_max_ns) = (f.u64()?, f.u64()?, f.u64()?);
+    let (pauses, pauses_listed) = (f.u64()?, f.u64()?);
+    let (pause_sum_ns, pause_max_ns) = (f.u64()?, f.u64()?);
     let (vdb, incremental, version) = (f.u64()?, f.u64()?, f.u64()?);
     let has_stats = f.u64()? != 0;
     let stats = DirtyBits {
@@ -152,6 +176,7 @@ fn parse(bytes: &[u8]) -> Option<Summary> {
     };
     let source_name = f.text(32)?;
     let program = f.text(64)?;
+    let library = f.text(1024)?;
     let source = if has_stats && !source_name.is_empty() {
         Some(source_name)
     } else {
@@ -161,9 +186,11 @@ fn parse(bytes: &[u8]) -> Option<Summary> {
         pid,
         program,
         gc_version: format!("{}.{}.{}", version >> 16, version >> 8 & 0xff, version & 0xff),
+        gc_library: (!library.is_empty()).then(|| library.into()),
         seconds: last_ns.saturating_sub(begin_ns) as f64 / 1e9,
         collections,
         pauses,
+        pauses_listed,
         pause_p50_ms: None,
         pause_p99_ms: None,
         pause_max_ms: (pauses > 0).then_some(pause_max_ns as f64 / 1e6),
@@ -209,7 +236,7 @@ mod tests {
         assert!(parse(&[0; FIXED_BYTES]).is_none());
         let mut bytes = vec![0; FIXED_BYTES];
         bytes[..8].copy_from_slice(b"BARCHAN\0");
-        bytes[8..12].copy_from_slice(&2_u32.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&3_u32.to_ne_bytes());
         assert!(parse(&bytes).is_none(), "the size is missing");
         bytes[12..16].copy_from_slice(&(FIXED_BYTES as u32).to_ne_bytes());
         let summary = parse(&bytes).expect("an empty record");

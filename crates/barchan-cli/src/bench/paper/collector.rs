@@ -17,7 +17,7 @@ use super::model::Guest;
 use crate::bench::config::{Collector, Config, DirtySource, Mode};
 use crate::bench::model::{GuestCounts, Outcome, Report};
 use crate::bench::preflight::{self, Ready};
-use crate::bench::workload::{self, Workload};
+use crate::bench::workload::{self, Subject, Workload};
 use crate::bench::{Candidate, Plan, build_needed, require_one};
 use crate::build;
 use crate::cli::{DEFAULT_PAUSE_MS, PaperArgs};
@@ -66,7 +66,7 @@ pub(super) fn prepare(layout: &Layout, args: &PaperArgs, guest: &Guest) -> Resul
     let mut configs = configs();
     configs.retain(|c| args.config.is_empty() || args.config.iter().any(|s| s.matches(*c)));
     let plan = Plan {
-        workloads: workloads(&args.workload),
+        subjects: workloads(&args.workload).into_iter().map(Subject::Ours).collect(),
         configs,
         settings: vec![None],
         rounds: args.rounds,
@@ -223,7 +223,6 @@ pub(crate) fn add_counts(outcome: Outcome, dir: &Path) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::model::Sample;
 
     #[test]
     fn each_mode_has_both_stock_collectors_and_dirty_modes_have_ours_on_both_sides() {
@@ -246,7 +245,7 @@ mod tests {
     #[test]
     fn a_run_that_was_not_in_guest_mode_is_no_measurement_of_it() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let measured = || Outcome::Measured { sample: Sample::default() };
+        let measured = || Outcome::Measured { sample: Box::default() };
         let Outcome::Failed { why } = add_counts(measured(), dir.path()) else {
             panic!("no counts")
         };

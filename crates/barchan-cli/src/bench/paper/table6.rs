@@ -172,7 +172,7 @@ pub(crate) mod tests {
                 workload: "gcbench".to_owned(),
                 config: (*name).to_owned(),
                 round: 1,
-                outcome: Outcome::Measured { sample },
+                outcome: Outcome::Measured { sample: Box::new(sample) },
             }
         };
         Report {
