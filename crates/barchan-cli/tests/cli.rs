@@ -416,6 +416,22 @@ fn a_record_without_room_leaves_the_program_alone() {
     assert!(percentiles[1] > Some(6000), "all of them: {percentiles:?}");
 }
 
+/// The same of guest mode's counts.
+#[test]
+fn counts_without_room_leave_the_program_alone() {
+    ok(&["run", "--dune", "--", "/bin/true"]); // which builds what is preloaded
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -f 2 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_barchan")])
+        .args(["run", "--dune", "--", "/bin/echo", "hi"])
+        .env_remove("BARCHAN_ROOT")
+        .output()
+        .expect("sh starts");
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert_eq!(stdout(&output), "hi\n", "{text}");
+    assert!(text.contains("left no record of guest mode"), "{text}");
+}
+
 #[test]
 fn a_signal_to_the_command_reaches_the_program_and_is_summed_up() {
     build_pinned();

@@ -190,15 +190,7 @@ fn open() -> Result<(), HostError> {
         }
     }
     let fd = fd.step("making a file for counts")?;
-    let len = size_of::<Record>() as u64;
-    let (rights, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
-    // SAFETY: a file of our own, and a mapping of it at an address of the kernel's choice.
-    let mapped = unsafe {
-        sys::call(libc::SYS_ftruncate, [fd as u64, len, 0, 0, 0, 0]).and_then(|_| {
-            let request = [0, len, rights as u64, flags as u64, fd as u64, 0];
-            sys::call(libc::SYS_mmap, request)
-        })
-    };
+    let mapped = map(fd);
     sys::close(fd);
     let record = mapped.step("mapping a file for counts")? as *mut Record;
     CURRENT.store(record, Ordering::Release);
@@ -208,6 +200,29 @@ fn open() -> Result<(), HostError> {
     name(record);
     record.magic.store(MAGIC, Ordering::Release);
     Ok(())
+}
+
+/// Fills the file with zeros and maps it. A mapped page that its file system has no room for would be a SIGBUS, and a
+/// write beyond the limit of a file's size a SIGXFSZ.
+fn map(fd: i32) -> Result<u64, crate::Errno> {
+    const LEN: usize = size_of::<Record>();
+    static ZEROS: [u8; LEN] = [0; LEN];
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let asked = [0, u64::from(libc::RLIMIT_FSIZE), 0, &raw mut limit as u64, 0, 0];
+    // SAFETY: room for the answer.
+    unsafe { sys::call(libc::SYS_prlimit64, asked) }?;
+    if limit.rlim_cur < LEN as u64 {
+        return Err(crate::Errno(libc::EFBIG));
+    }
+    let zeros = [fd as u64, ZEROS.as_ptr() as u64, LEN as u64, 0, 0, 0];
+    // SAFETY: as many bytes as said, which are only read.
+    if unsafe { sys::call(libc::SYS_pwrite64, zeros) }? != LEN as u64 {
+        return Err(crate::Errno(libc::ENOSPC));
+    }
+    let (rights, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    let request = [0, LEN as u64, rights as u64, flags as u64, fd as u64, 0];
+    // SAFETY: a file of our own, and a mapping of it at an address of the kernel's choice.
+    unsafe { sys::call(libc::SYS_mmap, request) }
 }
 
 /// The program's name, as the kernel has it.

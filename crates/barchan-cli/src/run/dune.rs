@@ -33,8 +33,9 @@ pub(super) fn render(program: &OsStr, processes: &[Snapshot]) -> String {
     let mut out = String::new();
     if processes.is_empty() {
         out.push_str(&format!(
-            "barchan: {program} did not enter guest mode: it is linked statically, or runs with \
-             other rights, or said why above.\n"
+            "barchan: {program} left no record of guest mode: it is linked statically, or runs with \
+             other rights, or there is no room for the record in {}, or it said why above.\n",
+            std::env::temp_dir().display()
         ));
         return out;
     }
