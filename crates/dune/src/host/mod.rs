@@ -282,7 +282,7 @@ pub fn open() -> Result<AnyVm, HostError> {
         Some("kvm") => on_kvm()?,
         Some("dune") => on_dune()?,
         Some(_) => {
-            let step = "BARCHAN_DUNE_HOST: there are kvm and dune";
+            let step = "choosing the host that BARCHAN_DUNE_HOST names (kvm or dune)";
             return Err(HostError { step, errno: Errno(libc::EINVAL) });
         }
         // What /dev/kvm says is of more use to whoever has neither.
