@@ -98,6 +98,21 @@ typedef enum barchan_source {
 } barchan_source;
 
 /**
+ * What happens when the kernel itself writes to an armed page for a system call (read, recv, getrandom).
+ */
+typedef enum barchan_kernel_writes {
+  /**
+   * The call works and the page is reported.
+   */
+  BARCHAN_KERNEL_WRITES_TRACKED = 0,
+  /**
+   * The call fails with EFAULT: nothing is lost, but programs notice. (mprotect; userfaultfd without
+   * privileges.)
+   */
+  BARCHAN_KERNEL_WRITES_EFAULT = 1,
+} barchan_kernel_writes;
+
+/**
  * The tracking of one range of memory.
  */
 typedef struct barchan_region barchan_region;
@@ -159,12 +174,6 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * What went wrong in the calling thread's last failing call: NUL-terminated, "" if nothing did,
- * valid until the thread's next failing call.
- */
-const char *barchan_last_error(void);
-
-/**
  * The version of the library: major << 16 | minor << 8 | patch.
  */
 uint32_t barchan_version(void);
@@ -175,6 +184,10 @@ uint32_t barchan_version(void);
  * BARCHAN_SOURCE_AUTO: what BARCHAN_TRACKER in the environment names (guest-pte, pagemap-scan,
  * userfaultfd, soft-dirty, guest-pml, guest-tlb, guest-direct, mprotect, all-dirty, auto), or else the best that works when
  * tried. A source that is forced and not there is an error, whose text says why and what would give it.
+ *
+ * To try soft-dirty clears the soft-dirty bits of the whole process (unless regions are tracked by it already); mprotect's
+ * handler of SIGSEGV stays; userfaultfd has a thread of its own, so the process has several. A seccomp
+ * policy that kills on a call that is tried (userfaultfd, for one) kills the process; one that refuses it does not.
  *
  * # Safety
  * `out` is NULL or points to room for a pointer.
@@ -200,6 +213,22 @@ void barchan_tracker_close(struct barchan_tracker *t);
 enum barchan_source barchan_tracker_source(const struct barchan_tracker *t);
 
 /**
+ * What becomes of system calls that write to armed pages; of a forced or chosen source this is known only now.
+ * BARCHAN_KERNEL_WRITES_EFAULT for NULL.
+ *
+ * # Safety
+ * `t` is NULL or an open tracker.
+ */
+enum barchan_kernel_writes barchan_tracker_kernel_writes(const struct barchan_tracker *t);
+
+/**
+ * 1 if the source sees by itself that the contents of pages were dropped or replaced (madvise(MADV_DONTNEED),
+ * a new mapping); 0 if it must be told by barchan_region_remapped before the next write, as soft-dirty and
+ * mprotect must, or is no source.
+ */
+int barchan_source_sees_discards(enum barchan_source s);
+
+/**
  * The name of a source, e.g. "pagemap-scan"; a static string, "unknown" for no source.
  */
 const char *barchan_source_name(enum barchan_source s);
@@ -207,7 +236,17 @@ const char *barchan_source_name(enum barchan_source s);
 /**
  * Begins to track `len` bytes at `start`: nothing is armed, every page is dirty.
  *
- * The caller keeps the memory mapped, private, anonymous, readable and writable while tracked.
+ * The caller keeps the memory mapped, private, anonymous, readable and writable while tracked. No stack of a
+ * thread lies in it that may write with signals blocked or without an alternate stack, or that calls the
+ * functions of a region, which block signals: a fault there could not be handled. Nothing that this library
+ * allocates by malloc lies in it (where malloc is redirected to the collector itself): a fault is handled with
+ * such data. A forked child has the region, with every page unarmed and dirty, and may go on with it.
+ *
+ * Under mprotect no thread stores to armed pages with SIGSEGV blocked (that kills the process), the program does
+ * not replace the handler of SIGSEGV, and pages that were armed once have lost PROT_EXEC.
+ *
+ * BARCHAN_ERR_INVALID if the memory overlaps another region of the tracker, or, under mprotect and in guest
+ * mode, of any tracker of the process.
  *
  * # Safety
  * `t` is NULL or an open tracker; `out` is NULL or points to room for a pointer; the memory is as
@@ -219,7 +258,12 @@ enum barchan_status barchan_region_track(struct barchan_tracker *t,
                                          struct barchan_region **out);
 
 /**
- * Ends the tracking and leaves every page writable; NULL does nothing.
+ * Ends the tracking and leaves every page writable; NULL does nothing. Pages that were unmapped by
+ * then, with nothing else in their place, do no harm.
+ *
+ * Under mprotect, in a process that is out of mappings (vm.max_map_count), some pages may stay read-only; stores to
+ * them go on working, but faults of what is mapped there later are taken for theirs, until a region is tracked,
+ * resized or untracked when there is room again.
  *
  * # Safety
  * `r` is NULL or a tracked region, which is not used again.
@@ -238,12 +282,16 @@ enum barchan_status barchan_region_resize(struct barchan_region *r, void *start,
 
 /**
  * Tracks a part of the region anew whose mapping was replaced (mmap with MAP_FIXED over it,
- * mremap): its pages become unarmed and dirty.
+ * mremap), or whose contents were dropped (madvise(MADV_DONTNEED)) under a source that does not see it
+ * (barchan_source_sees_discards): its pages become unarmed and dirty. After an error take them as dirty, until a
+ * later call succeeds.
  *
  * # Safety
  * `r` is NULL or a tracked region.
  */
-enum barchan_status barchan_region_remapped(struct barchan_region *r, void *start, size_t len);
+enum barchan_status barchan_region_remapped(struct barchan_region *r,
+                                            void *start,
+                                            size_t len);
 
 /**
  * Makes pages clean: from the return on, writes to them are reported.
@@ -261,7 +309,8 @@ enum barchan_status barchan_region_arm(struct barchan_region *r, void *start, si
  * is page i of the range): all of them at the price of one flush, where arming costs one.
  *
  * # Safety
- * `r` is NULL or a tracked region; `bitmap` is NULL or `bitmap_words` words that nobody writes to meanwhile.
+ * `r` is NULL or a tracked region; `bitmap` is NULL or `bitmap_words` words that others may read meanwhile, and
+ * nobody writes to.
  */
 enum barchan_status barchan_region_arm_among(struct barchan_region *r,
                                              void *start,
@@ -308,7 +357,8 @@ enum barchan_status barchan_region_collect_and_reset(struct barchan_region *r,
 
 /**
  * As barchan_region_collect_and_reset, for a caller who vouches that no thread, system call or
- * other process writes to any region of the tracker meanwhile (a stopped world).
+ * other process writes meanwhile to any region of any tracker of this process with the same source, and
+ * that the bitmap lies in none (a stopped world).
  *
  * # Safety
  * As barchan_region_peek, and the promise above.

@@ -9,16 +9,16 @@
 mod last_error;
 mod types;
 
-use core::ffi::{c_char, c_void};
+use core::ffi::{c_char, c_int, c_void};
 use core::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use barchan::{PageRange, Region, RegionError, Tracker};
+use barchan::{KernelWrites, PageRange, Region, RegionError, Tracker};
 
 pub use last_error::barchan_last_error;
 use last_error::fail;
 use types::number;
-pub use types::{barchan_source, barchan_stats, barchan_status};
+pub use types::{barchan_kernel_writes, barchan_source, barchan_stats, barchan_status};
 
 /// An opened source of dirty bits; thread-safe. One for a process is the intention.
 pub struct barchan_tracker {
@@ -70,6 +70,10 @@ pub extern "C" fn barchan_version() -> u32 {
 /// BARCHAN_SOURCE_AUTO: what BARCHAN_TRACKER in the environment names (guest-pte, pagemap-scan,
 /// userfaultfd, soft-dirty, guest-pml, guest-tlb, guest-direct, mprotect, all-dirty, auto), or else the best that works when
 /// tried. A source that is forced and not there is an error, whose text says why and what would give it.
+///
+/// To try soft-dirty clears the soft-dirty bits of the whole process (unless regions are tracked by it already); mprotect's
+/// handler of SIGSEGV stays; userfaultfd has a thread of its own, so the process has several. A seccomp
+/// policy that kills on a call that is tried (userfaultfd, for one) kills the process; one that refuses it does not.
 ///
 /// # Safety
 /// `out` is NULL or points to room for a pointer.
@@ -144,6 +148,31 @@ pub unsafe extern "C" fn barchan_tracker_source(t: *const barchan_tracker) -> ba
     }
 }
 
+/// What becomes of system calls that write to armed pages; of a forced or chosen source this is known only now.
+/// BARCHAN_KERNEL_WRITES_EFAULT for NULL.
+///
+/// # Safety
+/// `t` is NULL or an open tracker.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn barchan_tracker_kernel_writes(
+    t: *const barchan_tracker,
+) -> barchan_kernel_writes {
+    // SAFETY: an open tracker, or NULL, by the caller's promise.
+    match unsafe { t.as_ref() }.map(|tracker| tracker.tracker.kernel_writes()) {
+        Some(KernelWrites::Tracked) => barchan_kernel_writes::BARCHAN_KERNEL_WRITES_TRACKED,
+        Some(KernelWrites::Efault) | None => barchan_kernel_writes::BARCHAN_KERNEL_WRITES_EFAULT,
+    }
+}
+
+/// 1 if the source sees by itself that the contents of pages were dropped or replaced (madvise(MADV_DONTNEED),
+/// a new mapping); 0 if it must be told by barchan_region_remapped before the next write, as soft-dirty and
+/// mprotect must, or is no source.
+#[unsafe(no_mangle)]
+pub extern "C" fn barchan_source_sees_discards(s: MaybeUninit<barchan_source>) -> c_int {
+    let source = barchan_source::from_number(number(s)).and_then(barchan_source::forced);
+    source.map_or(0, |source| source.sees_discards().into())
+}
+
 /// The name of a source, e.g. "pagemap-scan"; a static string, "unknown" for no source.
 #[unsafe(no_mangle)]
 pub extern "C" fn barchan_source_name(s: MaybeUninit<barchan_source>) -> *const c_char {
@@ -152,7 +181,17 @@ pub extern "C" fn barchan_source_name(s: MaybeUninit<barchan_source>) -> *const 
 
 /// Begins to track `len` bytes at `start`: nothing is armed, every page is dirty.
 ///
-/// The caller keeps the memory mapped, private, anonymous, readable and writable while tracked.
+/// The caller keeps the memory mapped, private, anonymous, readable and writable while tracked. No stack of a
+/// thread lies in it that may write with signals blocked or without an alternate stack, or that calls the
+/// functions of a region, which block signals: a fault there could not be handled. Nothing that this library
+/// allocates by malloc lies in it (where malloc is redirected to the collector itself): a fault is handled with
+/// such data. A forked child has the region, with every page unarmed and dirty, and may go on with it.
+///
+/// Under mprotect no thread stores to armed pages with SIGSEGV blocked (that kills the process), the program does
+/// not replace the handler of SIGSEGV, and pages that were armed once have lost PROT_EXEC.
+///
+/// BARCHAN_ERR_INVALID if the memory overlaps another region of the tracker, or, under mprotect and in guest
+/// mode, of any tracker of the process.
 ///
 /// # Safety
 /// `t` is NULL or an open tracker; `out` is NULL or points to room for a pointer; the memory is as
@@ -188,7 +227,12 @@ pub unsafe extern "C" fn barchan_region_track(
     })
 }
 
-/// Ends the tracking and leaves every page writable; NULL does nothing.
+/// Ends the tracking and leaves every page writable; NULL does nothing. Pages that were unmapped by
+/// then, with nothing else in their place, do no harm.
+///
+/// Under mprotect, in a process that is out of mappings (vm.max_map_count), some pages may stay read-only; stores to
+/// them go on working, but faults of what is mapped there later are taken for theirs, until a region is tracked,
+/// resized or untracked when there is room again.
 ///
 /// # Safety
 /// `r` is NULL or a tracked region, which is not used again.
@@ -246,16 +290,16 @@ unsafe fn on_range(
     })
 }
 
-/// As [`on_range`], with a bitmap.
+/// As [`on_range`], with the number of words of a bitmap that are to be looked at; it is neither null nor unaligned.
 ///
 /// # Safety
-/// As [`on_range`]; `bitmap` is NULL or points to `words` words that nobody else uses meanwhile.
-unsafe fn on_bitmap(
+/// As [`on_range`].
+unsafe fn on_words(
     r: *mut barchan_region,
     start: *mut c_void,
     len: usize,
-    (bitmap, words): (*mut u64, usize),
-    f: impl FnOnce(&Region, PageRange, &mut [u64]) -> Result<(), RegionError>,
+    (bitmap, words): (*const u64, usize),
+    f: impl FnOnce(&Region, PageRange, usize) -> Result<(), RegionError>,
 ) -> barchan_status {
     if bitmap.is_null() {
         return null("the bitmap");
@@ -270,16 +314,35 @@ unsafe fn on_bitmap(
     unsafe {
         on_range(r, start, len, |region, range| {
             // No more words than the range needs are looked at, whatever the caller claims.
-            let words = words.min(barchan::bitmap::words_for(range.pages()));
-            // SAFETY: 1. not null and aligned. 2. `words` words that nobody else uses, by the
-            // caller's promise.
+            f(region, range, words.min(barchan::bitmap::words_for(range.pages())))
+        })
+    }
+}
+
+/// As [`on_range`], with a bitmap to be filled.
+///
+/// # Safety
+/// As [`on_range`]; `bitmap` is NULL or points to `words` words that nobody else uses meanwhile.
+unsafe fn on_bitmap(
+    r: *mut barchan_region,
+    start: *mut c_void,
+    len: usize,
+    (bitmap, words): (*mut u64, usize),
+    f: impl FnOnce(&Region, PageRange, &mut [u64]) -> Result<(), RegionError>,
+) -> barchan_status {
+    // SAFETY: 1. the caller's promise about the region. 2. The bitmap is not null and aligned, with as many words
+    // that nobody else uses, by the caller's promise.
+    unsafe {
+        on_words(r, start, len, (bitmap, words), |region, range, words| {
             f(region, range, core::slice::from_raw_parts_mut(bitmap, words))
         })
     }
 }
 
 /// Tracks a part of the region anew whose mapping was replaced (mmap with MAP_FIXED over it,
-/// mremap): its pages become unarmed and dirty.
+/// mremap), or whose contents were dropped (madvise(MADV_DONTNEED)) under a source that does not see it
+/// (barchan_source_sees_discards): its pages become unarmed and dirty. After an error take them as dirty, until a
+/// later call succeeds.
 ///
 /// # Safety
 /// `r` is NULL or a tracked region.
@@ -314,7 +377,8 @@ pub unsafe extern "C" fn barchan_region_arm(
 /// is page i of the range): all of them at the price of one flush, where arming costs one.
 ///
 /// # Safety
-/// `r` is NULL or a tracked region; `bitmap` is NULL or `bitmap_words` words that nobody writes to meanwhile.
+/// `r` is NULL or a tracked region; `bitmap` is NULL or `bitmap_words` words that others may read meanwhile, and
+/// nobody writes to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn barchan_region_arm_among(
     r: *mut barchan_region,
@@ -323,10 +387,10 @@ pub unsafe extern "C" fn barchan_region_arm_among(
     bitmap: *const u64,
     bitmap_words: usize,
 ) -> barchan_status {
-    // SAFETY: the caller's promises; the bitmap is only read.
+    // SAFETY: 1. the caller's promises. 2. The bitmap is not null and aligned, and only read.
     unsafe {
-        on_bitmap(r, start, len, (bitmap.cast_mut(), bitmap_words), |region, range, bits| {
-            region.arm_among(range, bits)
+        on_words(r, start, len, (bitmap, bitmap_words), |region, range, words| {
+            region.arm_among(range, core::slice::from_raw_parts(bitmap, words))
         })
     }
 }
@@ -387,7 +451,8 @@ pub unsafe extern "C" fn barchan_region_collect_and_reset(
 }
 
 /// As barchan_region_collect_and_reset, for a caller who vouches that no thread, system call or
-/// other process writes to any region of the tracker meanwhile (a stopped world).
+/// other process writes meanwhile to any region of any tracker of this process with the same source, and
+/// that the bitmap lies in none (a stopped world).
 ///
 /// # Safety
 /// As barchan_region_peek, and the promise above.

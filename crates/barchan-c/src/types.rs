@@ -61,6 +61,17 @@ pub enum barchan_source {
     BARCHAN_SOURCE_GUEST_PML = 9,
 }
 
+/// What happens when the kernel itself writes to an armed page for a system call (read, recv, getrandom).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum barchan_kernel_writes {
+    /// The call works and the page is reported.
+    BARCHAN_KERNEL_WRITES_TRACKED = 0,
+    /// The call fails with EFAULT: nothing is lost, but programs notice. (mprotect; userfaultfd without
+    /// privileges.)
+    BARCHAN_KERNEL_WRITES_EFAULT = 1,
+}
+
 /// A `barchan_source` from C, where an enum may hold any int; the header shows the plain enum.
 pub(crate) type AnySource = MaybeUninit<barchan_source>;
 

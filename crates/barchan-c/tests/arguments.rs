@@ -229,8 +229,8 @@ proptest! {
         unsafe { source.as_mut_ptr().cast::<i32>().write(number) };
         // SAFETY: the name is a static string.
         let name = unsafe { CStr::from_ptr(barchan_source_name(source)) };
-        prop_assert_eq!(name == c"unknown", !(0..6).contains(&number));
-        if !(0..6).contains(&number) {
+        prop_assert_eq!(name == c"unknown", !(0..10).contains(&number));
+        if !(0..10).contains(&number) {
             let mut tracker = std::ptr::dangling_mut::<barchan_tracker>();
             // SAFETY: room for a pointer.
             let status = unsafe { barchan_tracker_open(source, &mut tracker) };

@@ -14,7 +14,7 @@ use std::time::Instant;
 use crate::probe::Scratch;
 use crate::sources::Opened;
 use crate::tracker::open_probed;
-use crate::{Measured, Source, WriteTracker, bitmap};
+use crate::{Measured, OpenError, Source, WriteTracker, bitmap};
 
 /// Pages of each source that are written in a round.
 const PAGES: usize = 32;
@@ -36,21 +36,22 @@ pub fn measured() -> Option<Measured> {
     Some(Measured { guest_pte_ns, pagemap_scan_ns })
 }
 
-/// The best that works; `None` if nothing does, which all-dirty sees to.
-pub(crate) fn open_best() -> Option<Arc<dyn Opened>> {
+/// The best that works: all-dirty, if nothing else does.
+pub(crate) fn open_best() -> Result<Arc<dyn Opened>, OpenError> {
     let first = Source::ALL
         .into_iter()
         .filter(|source| source.is_automatic())
-        .find_map(|source| open_probed(source).ok())?;
+        .find_map(|source| open_probed(source).ok())
+        .map_or_else(|| open_probed(Source::AllDirty), Ok)?;
     if first.source() != Source::GuestPte {
-        return Some(first);
+        return Ok(first);
     }
-    let Ok(other) = open_probed(Source::PagemapScan) else { return Some(first) };
+    let Ok(other) = open_probed(Source::PagemapScan) else { return Ok(first) };
     let measured = measured().or_else(|| measure([&first, &other]));
     match measured.map(Measured::better) {
-        Some(Source::PagemapScan) => Some(other),
+        Some(Source::PagemapScan) => Ok(other),
         // It works, and the other could not be measured.
-        _ => Some(first),
+        _ => Ok(first),
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Raw error numbers stop here: they appear as [`Errno`] inside a variant that names the call.
 
+use alloc::string::String;
 use core::fmt;
 
 use crate::{PageRange, RangeError, Source};
@@ -85,8 +86,8 @@ impl core::error::Error for Unavailable {}
 pub enum OpenError {
     /// The source that was asked for (by the builder or `BARCHAN_TRACKER`) is not there.
     Unavailable(Unavailable),
-    /// `BARCHAN_TRACKER` holds something that is no tracker's name.
-    UnknownName,
+    /// `BARCHAN_TRACKER` holds this, which is no tracker's name.
+    UnknownName(String),
     /// The kernel's pages are not [`crate::PAGE_SIZE`] bytes.
     PageSize {
         /// The kernel's page size, in bytes.
@@ -102,7 +103,7 @@ impl OpenError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Unavailable(why) => why.kind,
-            Self::UnknownName => ErrorKind::Invalid,
+            Self::UnknownName(_) => ErrorKind::Invalid,
             Self::PageSize { .. } => ErrorKind::Unsupported,
             Self::ForkDetection(errno) => kind_of(*errno),
         }
@@ -113,8 +114,8 @@ impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unavailable(why) => why.fmt(f),
-            Self::UnknownName => {
-                write!(f, "BARCHAN_TRACKER: {}, or auto", crate::source::UnknownSource)
+            Self::UnknownName(name) => {
+                write!(f, "BARCHAN_TRACKER={name}: {}, or auto", crate::source::UnknownSource)
             }
             Self::PageSize { kernel } => write!(
                 f,
@@ -156,7 +157,8 @@ pub enum RegionError {
         /// The bounds of the region.
         region: PageRange,
     },
-    /// The range shares pages with another region of the tracker.
+    /// The range shares pages with another region of the tracker; or, under mprotect and in guest mode, of
+    /// another tracker of the process, as a page has one state there for all.
     Overlap {
         /// What was asked for.
         asked: PageRange,
@@ -227,7 +229,7 @@ impl From<RangeError> for RegionError {
 pub(crate) fn kind_of(errno: Errno) -> ErrorKind {
     match errno.0 {
         1 | 13 => ErrorKind::Denied,
-        12 | 23 | 24 | 28 => ErrorKind::Exhausted,
+        11 | 12 | 23 | 24 | 28 => ErrorKind::Exhausted,
         // Not EINVAL alone: an unknown call, file, request or flag of the kernel's.
         2 | 22 | 25 | 38 | 95 => ErrorKind::Unsupported,
         _ => ErrorKind::Internal,

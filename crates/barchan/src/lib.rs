@@ -63,8 +63,10 @@
 //! | `read(2)` into a clean page | works | works if the process may handle kernel faults, else `EFAULT` | works | `EFAULT` | works |
 //! | `MADV_DONTNEED`, new mappings | seen | seen | must be told | must be told | seen |
 //! | one store in a huge page reports | 4 KiB | 4 KiB | 2 MiB | 4 KiB | all |
-//! | mappings used | none | none | none | one a run, up to `vm.max_map_count` | none |
-//! | a thread of its own | no | yes | no | no | no |
+//! | a store with SIGSEGV blocked | works | works | works | kills the process | works |
+//! | `PROT_EXEC` of tracked pages | stays | stays | stays | is lost | stays |
+//! | mappings used | none | none | from Linux 6.12 on one a region | one a run, up to `vm.max_map_count` | none |
+//! | a thread of its own | no | yes: the process has several then | no | no | no |
 //!
 //! **Huge pages.** Arming a whole huge page keeps it; the first write to it, or arming a part,
 //! splits it, so reports are of 4 KiB (but for soft-dirty, which has one bit for a huge page).
@@ -74,10 +76,12 @@
 //! **Unprivileged use.** pagemap-scan and userfaultfd need no privilege and no
 //! `vm.unprivileged_userfaultfd` (they ask for user-mode faults only where that is all they may
 //! have); a process that is not dumpable, and one whose seccomp policy refuses the calls, is told
-//! so by [`probe`] and gets the next source.
+//! so by [`probe`] and gets the next source. A policy that *kills* on `userfaultfd`, rather than to refuse it, ends the
+//! process in [`Tracker::open`]: name a source that does not need the call there ([`Builder::source`], [`ENV`]).
 //!
 //! **Forks.** A child, made by `fork` or a bare `clone`, has everything dirty until it arms; it
-//! then opens descriptors of its own. The parent is not disturbed.
+//! then opens descriptors of its own. The parent is not disturbed, not even if a signal handler forks in the middle of a
+//! collection and the child goes on with it.
 //!
 //! **Cost control.** [`HotPages`] leaves pages unarmed that are dirty time after time.
 //!

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::os::syscall;
+use crate::os::syscall::{self, SignalMask};
 use crate::sources::{self, Opened};
 use crate::tracker::prepare;
 use crate::{
@@ -14,7 +14,17 @@ use crate::{
     WriteTracker,
 };
 
-/// Tries `source` in this process.
+/// Tries `source` in this process, on pages of its own; so does [`Tracker::open`](crate::Tracker::open) with each that it
+/// considers.
+///
+/// What the program may notice of it:
+/// - [`Source::SoftDirty`]: the soft-dirty bits of the *whole process* are cleared, unless regions are tracked by it
+///   already. Whoever else uses them (CRIU, another collector) loses what was written until then.
+/// - [`Source::Mprotect`]: the handler of SIGSEGV is installed, and stays. A SIGSEGV that was sent and is pending, as the
+///   calling thread blocks it, may be delivered: the probe's own faults need it unblocked.
+/// - [`Source::Userfaultfd`]: while it is open the process has one more thread; see there.
+/// - A seccomp policy that *kills* on a call that is tried (`userfaultfd`, for one) kills the process. One that refuses
+///   the call does no harm.
 ///
 /// # Errors
 /// Why it cannot be used, and what would give it.
@@ -68,6 +78,8 @@ pub(crate) fn check(opened: &Arc<dyn Opened>) -> Result<(), Unavailable> {
     // which is dropped first (declared later). 2. No stack lies within.
     let region = unsafe { Arc::clone(opened).track(scratch.0) }
         .map_err(|why| failed(source, "tracking a few pages", errno_of(&why)))?;
+    // Where the stores of the probe raise signals, the caller may have blocked them, and would be killed.
+    let _mask = (source == Source::Mprotect).then(|| SignalMask::unblocking(libc::SIGSEGV));
     let check = || check_region(opened, &*region, &scratch);
     if source == Source::SoftDirty {
         // Where other regions are, it has passed; and their pages may be written to now.

@@ -10,7 +10,14 @@ use crate::{HotPages, PageRange, RegionError, Source, WriteTracker, bitmap};
 /// Pages collected at a time when hot pages are spared (4 KiB of stack for their bits).
 const CHUNK: usize = 16384;
 
-/// A tracked range; dropping it ends the tracking and leaves every page writable.
+/// A tracked range; dropping it ends the tracking and leaves every page writable. Pages that were unmapped
+/// by then, with nothing else in their place, do no harm.
+///
+/// One exception, under mprotect: in a process that is out of mappings (`vm.max_map_count`) some pages may have to
+/// stay read-only when their region is dropped. Stores to them go on working, as if the region were there. But a fault of
+/// whatever else is mapped at these addresses later is then taken for one of theirs, and what is read-only there by the
+/// program's will becomes writable. It is made up for by the next [`Tracker::track`](crate::Tracker::track),
+/// [`Self::resize`] or drop of any region that finds room: so track or drop one when there is.
 ///
 /// The methods that take `&self` are those of [`WriteTracker`], which states their semantics; they
 /// neither allocate nor take a lock that a stopped thread could hold.
@@ -188,29 +195,32 @@ impl Region {
     /// Says that mappings within `range` were replaced; see [`WriteTracker::remapped`].
     ///
     /// # Errors
-    /// If `range` is not within the bounds, or the kernel refuses; the pages are dirty either way.
+    /// If `range` is not within the bounds, or the kernel refuses. Then take its pages as dirty, until a later call
+    /// succeeds.
     pub fn remapped(&self, range: PageRange) -> Result<(), RegionError> {
         self.inner.remapped(range)
     }
 
-    /// Changes the bounds: pages in both keep their state, new pages are unarmed.
+    /// Changes the bounds: pages in both keep their state, new pages are unarmed. Until it returns, the pages of the
+    /// old and of the new bounds are refused to other regions.
     ///
     /// # Safety
     /// As [`crate::Tracker::track`], for the new bounds.
     ///
     /// # Errors
-    /// If the new bounds are empty or overlap another region, or the kernel refuses; the bounds
-    /// are then as before.
+    /// If the new bounds are empty or overlap another region (as for [`crate::Tracker::track`]), or the kernel
+    /// refuses; the bounds are then as before.
     pub unsafe fn resize(&mut self, bounds: PageRange) -> Result<(), RegionError> {
         let old = self.range();
-        self.shared.claim(Some(old), bounds)?;
+        if bounds == old {
+            return Ok(());
+        }
+        self.shared.widen(old, bounds)?;
         // SAFETY: the caller's promises are the same.
-        unsafe { self.inner.resize(bounds) }.inspect_err(|_| {
-            self.shared.release(bounds);
-            // It was free a moment ago and only a concurrent `track` of the same pages, which is
-            // the caller's mistake, could have taken it.
-            let _ = self.shared.claim(None, old);
-        })
+        let resized = unsafe { self.inner.resize(bounds) };
+        // Only now may somebody else track the pages that are left out.
+        self.shared.settle(old, self.range());
+        resized
     }
 }
 

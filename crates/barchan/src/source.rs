@@ -14,9 +14,15 @@ pub enum Source {
     /// write fault itself; one call reads and re-arms.
     PagemapScan,
     /// userfaultfd write-protect with a monitor thread (Linux 5.14): two thread switches a fault.
+    ///
+    /// That thread makes the process one of several threads, for as long as the tracker is open: what the kernel
+    /// allows to others only, as `unshare(CLONE_NEWUSER)`, fails with EINVAL. Do that before, or use another source.
     Userfaultfd,
     /// Soft-dirty bits (`CONFIG_MEM_SOFT_DIRTY`): free of system calls on a fault, but the reset
     /// is process-wide and only safe while no thread writes.
+    ///
+    /// Tracked pages are kept from being merged (KSM) and, from Linux 6.12 on, from becoming huge pages, for good:
+    /// the kernel loses the bits of such pages.
     SoftDirty,
     /// In guest mode: the processor's page-modification log (PML), over `/dev/dune` on a machine made with
     /// `BARCHAN_DUNE_PML=1`. Chosen by name only: that machine has no large pages of the second level.
@@ -27,6 +33,11 @@ pub enum Source {
     /// As [`Self::GuestTlb`], with a flush of whole TLBs for each change, those by faults included.
     GuestDirect,
     /// `mprotect` and a SIGSEGV handler: everywhere, slow, and bounded by `vm.max_map_count`.
+    ///
+    /// A thread that blocks SIGSEGV, or a signal handler that runs with it blocked, must not store to armed pages: the
+    /// kernel kills the process. A handler of SIGSEGV that the program installs later takes the faults upon itself; to
+    /// open a tracker then is an error. One that was there before gets the faults that are not ours. Pages that
+    /// were armed once are readable and writable at most: `PROT_EXEC` is lost.
     Mprotect,
     /// Every page is always dirty: right by definition, and no help.
     AllDirty,

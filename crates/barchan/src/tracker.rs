@@ -1,5 +1,6 @@
 //! Opening a tracker: which source, chosen how, and the handle that regions are made from.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 
 use crate::os::epoch;
@@ -23,8 +24,28 @@ pub struct Tracker {
 
 pub(crate) struct Shared {
     pub(crate) opened: Arc<dyn Opened>,
-    /// The bounds of all regions, to refuse overlaps. Not taken by arm, disarm, collect or peek.
-    bounds: ForkMutex<Vec<PageRange>>,
+}
+
+/// The bounds of a region, which are in nobody else's meanwhile.
+#[derive(Clone, Copy)]
+struct Claim {
+    /// Whose region it is: the address of a [`Shared`], which each region keeps.
+    tracker: usize,
+    source: Source,
+    range: PageRange,
+    /// What it is being resized to.
+    next: Option<PageRange>,
+}
+
+/// Those of all regions of the process, to refuse overlaps. Not taken by arm, disarm, collect or peek.
+static CLAIMS: ForkMutex<Vec<Claim>> = ForkMutex::new();
+
+/// Whether a page has one state in the process under both sources, so that two trackers would take each
+/// other's reports away. (pagemap-scan and userfaultfd are refused by the kernel then; soft-dirty harvests
+/// for all.)
+fn share_a_state(one: Source, other: Source) -> bool {
+    (one == Source::Mprotect && other == Source::Mprotect)
+        || (one.needs_guest_mode() && other.needs_guest_mode())
 }
 
 /// How to choose the source of a [`Tracker`].
@@ -54,6 +75,8 @@ impl Builder {
     /// tables and PAGEMAP_SCAN both work, the better is what costs less here, which is measured
     /// ([`Measured`](crate::Measured)) by the first such call of the process, in some milliseconds.
     ///
+    /// Trying a source uses it: see [`probe`](fn@crate::probe) for what that does to the process.
+    ///
     /// # Errors
     /// If a source was forced that is not there (with the reason and the remedy), or the
     /// environment names none, or the process cannot be told from a forked child.
@@ -66,9 +89,9 @@ impl Builder {
         };
         let opened = match forced {
             Some(source) => open_probed(source)?,
-            None => choice::open_best().ok_or(OpenError::UnknownName)?,
+            None => choice::open_best()?,
         };
-        Ok(Tracker { shared: Arc::new(Shared { opened, bounds: ForkMutex::new() }) })
+        Ok(Tracker { shared: Arc::new(Shared { opened }) })
     }
 }
 
@@ -83,12 +106,13 @@ pub(crate) fn prepare() -> Result<(), OpenError> {
 }
 
 fn from_env() -> Result<Option<Source>, OpenError> {
+    let unknown = |name: &OsString| OpenError::UnknownName(name.to_string_lossy().into_owned());
     match std::env::var_os(ENV) {
         None => Ok(None),
         Some(name) => match name.to_str() {
             Some("" | "auto") => Ok(None),
-            Some(name) => name.parse().map(Some).map_err(|_| OpenError::UnknownName),
-            None => Err(OpenError::UnknownName),
+            Some(known) => known.parse().map(Some).map_err(|_| unknown(&name)),
+            None => Err(unknown(&name)),
         },
     }
 }
@@ -135,7 +159,8 @@ impl Tracker {
     /// How many regions are tracked.
     #[must_use]
     pub fn regions(&self) -> usize {
-        self.shared.bounds.with(|bounds| bounds.len())
+        let tracker = self.shared.id();
+        CLAIMS.with(|claims| claims.iter().filter(|claim| claim.tracker == tracker).count())
     }
 
     /// Begins to track `range`; nothing in it is armed yet, so every page is dirty.
@@ -145,12 +170,27 @@ impl Tracker {
     ///    anonymous, readable and writable, and the caller is entitled to protect them. (Replacing
     ///    the mapping is allowed if [`Region::remapped`] follows before its contents matter.)
     /// 2. No stack of a thread that may write with signals blocked or without a valid alternate
-    ///    stack lies within (a fault there could not be handled).
+    ///    stack lies within (a fault there could not be handled); nor of a thread that calls the methods of a
+    ///    [`Region`], which block signals.
+    /// 3. Nothing that this library allocates lies within: the memory of its Rust allocator (`malloc`, unless the program
+    ///    says otherwise) is not tracked. A fault is handled with data that lie there, and would fault itself: under
+    ///    mprotect the process dies, under userfaultfd it hangs. A `malloc` that is redirected to the very collector
+    ///    that tracks its heap is such a case.
+    /// 4. Under mprotect, no thread stores to armed pages while it blocks SIGSEGV, nor does a handler of signals that
+    ///    does (one with a full mask): the kernel kills the process. Nor does the program replace the handler.
+    /// 5. No other copy of this library in the process tracks the pages under mprotect or in guest mode. (Of other
+    ///    trackers of this copy it is found out.)
     ///
     /// # Errors
-    /// If the range is empty or overlaps another region, or the kernel refuses.
+    /// If the range is empty or overlaps another region of this tracker; or, under mprotect, of any tracker of the process
+    /// with that source, in guest mode of any with a guest source, as the one would miss what the other
+    /// reports; or the kernel refuses (EBUSY under pagemap-scan and userfaultfd: another userfaultfd, maybe another
+    /// tracker's, has the pages; see [`WriteTracker::remapped`](crate::WriteTracker::remapped)).
+    ///
+    /// Under soft-dirty the pages are also advised not to be merged (`MADV_UNMERGEABLE`) and, from Linux 6.12 on, not to
+    /// become huge ones (`MADV_NOHUGEPAGE`): the kernel loses the bits of such pages. That stays when the region is gone.
     pub unsafe fn track(&self, range: PageRange) -> Result<Region, RegionError> {
-        self.shared.claim(None, range)?;
+        self.shared.claim(range)?;
         // SAFETY: the caller's promises are the same.
         match unsafe { Arc::clone(&self.shared.opened).track(range) } {
             Ok(inner) => Ok(Region::new(inner, Arc::clone(&self.shared))),
@@ -163,30 +203,68 @@ impl Tracker {
 }
 
 impl Shared {
-    /// Enters `range` (in place of `old`), unless it is empty or taken.
-    pub(crate) fn claim(
+    fn id(&self) -> usize {
+        core::ptr::from_ref(self) as usize
+    }
+
+    /// Refuses `range` if it is empty, or taken by another than the region of this tracker at `old`.
+    fn check(
         &self,
+        claims: &[Claim],
         old: Option<PageRange>,
         range: PageRange,
     ) -> Result<(), RegionError> {
         if range.is_empty() {
             return Err(RegionError::Empty);
         }
-        self.bounds.with(|bounds| {
-            let other = bounds.iter().find(|b| Some(**b) != old && b.overlaps(&range));
-            if let Some(&other) = other {
-                return Err(RegionError::Overlap { asked: range, other });
-            }
-            match old.and_then(|old| bounds.iter_mut().find(|b| **b == old)) {
-                Some(entry) => *entry = range,
-                None => bounds.push(range),
-            }
+        let source = self.opened.source();
+        let taken = claims
+            .iter()
+            .filter(|claim| claim.tracker == self.id() || share_a_state(claim.source, source))
+            .filter(|claim| claim.tracker != self.id() || Some(claim.range) != old)
+            .flat_map(|claim| [Some(claim.range), claim.next])
+            .flatten()
+            .find(|other| other.overlaps(&range));
+        taken.map_or(Ok(()), |other| Err(RegionError::Overlap { asked: range, other }))
+    }
+
+    /// Enters `range`, unless it is empty or taken.
+    fn claim(&self, range: PageRange) -> Result<(), RegionError> {
+        let (tracker, source) = (self.id(), self.opened.source());
+        CLAIMS.with(|claims| {
+            self.check(claims, None, range)?;
+            claims.push(Claim { tracker, source, range, next: None });
             Ok(())
         })
     }
 
+    /// Enters `next` beside `old`, unless it is empty or taken: while a region changes, the pages of both
+    /// are its own. Until [`Self::settle`].
+    pub(crate) fn widen(&self, old: PageRange, next: PageRange) -> Result<(), RegionError> {
+        CLAIMS.with(|claims| {
+            self.check(claims, Some(old), next)?;
+            self.change(claims, old, |claim| claim.next = Some(next));
+            Ok(())
+        })
+    }
+
+    /// Leaves `now` of what [`Self::widen`] entered for the region at `old`.
+    pub(crate) fn settle(&self, old: PageRange, now: PageRange) {
+        CLAIMS.with(|claims| {
+            self.change(claims, old, |claim| (claim.range, claim.next) = (now, None));
+        });
+    }
+
+    fn change(&self, claims: &mut [Claim], range: PageRange, f: impl FnOnce(&mut Claim)) {
+        let mine = |claim: &&mut Claim| claim.tracker == self.id() && claim.range == range;
+        if let Some(claim) = claims.iter_mut().find(mine) {
+            f(claim);
+        }
+    }
+
     /// Forgets `range`.
     pub(crate) fn release(&self, range: PageRange) {
-        self.bounds.with(|bounds| bounds.retain(|b| *b != range));
+        let tracker = self.id();
+        CLAIMS.with(|claims| claims.retain(|c| c.tracker != tracker || c.range != range));
     }
 }

@@ -23,6 +23,12 @@ use crate::{PageRange, RegionError, Source};
 /// What is not seen:
 /// - by any source but all-dirty: writes of devices, and of the kernel to `io_uring` or `O_DIRECT`
 ///   buffers, through pages pinned *before* they were armed (unpin first, or disarm those pages);
+/// - by pagemap-scan, userfaultfd and mprotect, maybe: those of a `process_vm_writev`, a debugger (`ptrace`) or a store through
+///   `/proc/PID/mem` that is *in flight* while the page is armed or collected. The kernel pins the page, may then sleep on
+///   what it copies from, and stores past the protection that came meanwhile (let such calls end first, or disarm
+///   those pages). One that begins after the call, or has returned before, is seen;
+/// - by soft-dirty, on Linux 6.12 to about 6.17: zeros that were stored to a huge page that was there before it was
+///   tracked, if the kernel splits that for want of memory;
 /// - by mprotect: those of a debugger, or of a program to its own `/proc/self/mem`, which the
 ///   kernel lets pass the protection;
 /// - by guest-pte, guest-pml, guest-tlb and guest-direct: those of another process (a debugger, `process_vm_writev` from
@@ -61,7 +67,11 @@ use crate::{PageRange, RegionError, Source};
 ///
 /// All methods that take `&self` may be called from any thread, also concurrently. They neither
 /// allocate nor take a lock that a thread stopped by a signal could hold, so they work in a stopped
-/// world. They are not for signal handlers.
+/// world. They are not for signal handlers. (A handler that forks in the middle of one is allowed: the child then goes
+/// on with the call, which may be an error there, and has everything dirty.)
+///
+/// They block all signals of the calling thread for some steps: its stack must not lie in armed pages whose
+/// faults are signals (mprotect's).
 ///
 /// # Bitmaps
 ///
@@ -97,7 +107,8 @@ pub trait WriteTracker: Send + Sync {
     /// Makes the pages of `range` dirty until they are armed again; writing to them costs nothing.
     ///
     /// # Errors
-    /// If `range` is not within the bounds, or the kernel refuses.
+    /// If `range` is not within the bounds, or the kernel refuses (see [`remapped`](Self::remapped) for EBUSY). Then some
+    /// pages may still be armed.
     fn disarm(&self, range: PageRange) -> Result<(), RegionError>;
 
     /// ORs the dirty pages of `range` into `bits`; changes nothing.
@@ -136,7 +147,11 @@ pub trait WriteTracker: Send + Sync {
     /// tracked anew, unarmed.
     ///
     /// # Errors
-    /// If `range` is not within the bounds, or the kernel refuses; the pages are dirty either way.
+    /// If `range` is not within the bounds, or the kernel refuses. Then nothing is known of the pages of `range`: the
+    /// caller takes them as dirty, until a later call succeeds. (EBUSY under pagemap-scan: another userfaultfd has the
+    /// pages. After the program has closed all its descriptors that may be the tracker's former one, which a child
+    /// forked before still holds; [`disarm`](Self::disarm) and `Tracker::track` fail so too, until that child ends or
+    /// executes another program. Writes to pages that were not replaced are reported all the same.)
     fn remapped(&self, range: PageRange) -> Result<(), RegionError>;
 
     /// Changes the bounds. Pages in both keep their state; new pages are unarmed; pages that are

@@ -5,7 +5,7 @@
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use barchan::{HotPagePolicy, HotPages, Source};
 use common::{Memory, alone, trackers};
@@ -14,17 +14,21 @@ use common::{Memory, alone, trackers};
 struct Counting;
 
 static CALLS: AtomicU64 = AtomicU64::new(0);
+/// Bytes that are allocated now.
+static LIVE: AtomicI64 = AtomicI64::new(0);
 
 // SAFETY: everything is passed on to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         CALLS.fetch_add(1, Ordering::Relaxed);
+        LIVE.fetch_add(layout.size() as i64, Ordering::Relaxed);
         // SAFETY: the caller's promises are passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         CALLS.fetch_add(1, Ordering::Relaxed);
+        LIVE.fetch_sub(layout.size() as i64, Ordering::Relaxed);
         // SAFETY: the caller's promises are passed on.
         unsafe { System.dealloc(at, layout) }
     }
@@ -65,6 +69,35 @@ fn the_collect_path_does_not_allocate() {
         let calls = work(&mut bits, &mut ranges, &mut hot);
         assert_eq!(calls, 0, "{}: heap calls", tracker.source());
         common::in_child(tracker.source().name(), || work(&mut bits, &mut ranges, &mut hot) == 0);
+    }
+}
+
+/// Neither in the process that opened the tracker, nor in a child.
+#[test]
+fn regions_that_come_and_go_leave_no_memory_behind() {
+    const ROUNDS: usize = 200;
+    /// A few tables of 400 regions, which wait for the next change.
+    const MAY_REMAIN: i64 = 20_000;
+    let _alone = alone();
+    for tracker in trackers() {
+        let (memory, other) = (Memory::touched(400), Memory::touched(1));
+        let regions: Vec<_> = (0..400).map(|page| memory.track_part(&tracker, page, 1)).collect();
+        // What replaced tables held is freed at the next change.
+        let grown = || {
+            drop(other.track(&tracker));
+            let before = LIVE.load(Ordering::Relaxed);
+            (0..ROUNDS).for_each(|_| drop(other.track(&tracker)));
+            LIVE.load(Ordering::Relaxed) - before
+        };
+        let source = tracker.source();
+        let here = grown();
+        assert!(here < MAY_REMAIN, "{source}: {here} bytes");
+        common::in_child(source.name(), || {
+            let grown = grown();
+            println!("{source}: {grown} bytes in a child");
+            grown < MAY_REMAIN
+        });
+        drop(regions);
     }
 }
 

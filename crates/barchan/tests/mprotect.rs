@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use barchan::{ErrorKind, PAGE_SIZE, Source, bitmap};
-use common::{Memory, alone, child_status, collect, in_child, peek, tracker};
+use common::{Memory, alone, child_status, collect, in_child, make_read_only, peek, tracker};
 
 const ALTERNATING: usize = 200_000;
 
@@ -69,13 +69,6 @@ fn running_out_of_mappings_is_an_error_that_says_so() {
     collect(&region);
     memory.write(6);
     assert!(peek(&region).contains(&6));
-}
-
-/// Has a page read-only by the program's own doing.
-fn make_read_only(memory: &Memory, page: usize) {
-    let at = memory.page(page).cast();
-    // SAFETY: the page is the test's.
-    assert_eq!(unsafe { libc::mprotect(at, PAGE_SIZE, libc::PROT_READ) }, 0);
 }
 
 /// Mappings of the program's own, up to the limit.
@@ -265,52 +258,73 @@ fn what_could_not_be_unprotected_is_when_there_are_mappings_again() {
     });
 }
 
+/// The kernel stops at the first page that is not there.
 #[test]
-fn faults_of_the_program_kill_it_as_before() {
+fn a_region_with_pages_unmapped_is_given_back_writable() {
     let _alone = alone();
-    let killed_by_segv = |what: &str, status: i32| {
-        assert!(libc::WIFSIGNALED(status), "{what}: {status:#x}");
-        assert_eq!(libc::WTERMSIG(status), libc::SIGSEGV, "{what}");
+    let Some(tracker) = tracker(Source::Mprotect) else { return };
+    let unmap = |memory: &Memory, first, count| {
+        // SAFETY: the pages are the test's, and not used any more.
+        assert_eq!(unsafe { libc::munmap(memory.page(first).cast(), count * PAGE_SIZE) }, 0);
     };
-    // SAFETY: the child is to die of these stores.
-    let crash = |address: usize| unsafe { (address as *mut u8).write_volatile(1) };
-    let armed = |crash: &dyn Fn(&Memory)| {
-        // SAFETY: the test harness' own handler (for stack overflows) would report the crash.
-        unsafe { libc::signal(libc::SIGSEGV, libc::SIG_DFL) };
+    in_child("dropped", || {
+        let memory = Memory::touched(16);
+        let region = memory.track(&tracker);
+        collect(&region);
+        unmap(&memory, 4, 1);
+        unmap(&memory, 9, 2);
+        drop(region);
+        [0, 3, 5, 8, 11, 15].into_iter().for_each(|page| memory.write(page));
+        true
+    });
+    in_child("resized", || {
+        let memory = Memory::touched(16);
+        let mut region = memory.track(&tracker);
+        collect(&region);
+        unmap(&memory, 4, 1);
+        // SAFETY: the pages are the test's.
+        unsafe { region.resize(memory.range().slice(8, 4)) }.expect("resizing");
+        [0, 3, 5, 7, 12, 15].into_iter().for_each(|page| memory.write(page));
+        memory.write(9);
+        collect(&region) == [1]
+    });
+    in_child("all of it", || {
+        let memory = Memory::touched(1);
+        let large = Memory::new(16 << 18);
+        let region = large.track(&tracker);
+        region.arm(large.range()).expect("arming");
+        unmap(&large, 0, 16 << 18);
+        drop(region);
+        let region = memory.track(&tracker);
+        collect(&region) == [0]
+    });
+}
+
+/// A fault whose signal is blocked ends the process.
+#[test]
+fn a_thread_that_blocks_the_signal_may_open_it() {
+    let _alone = alone();
+    in_child("SIGSEGV is blocked", || {
+        // SAFETY: an all-zero set is valid, and made empty besides.
+        let is_blocked = |how: Option<libc::c_int>| unsafe {
+            let [mut set, mut old]: [libc::sigset_t; 2] = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            libc::sigaddset(&mut set, libc::SIGSEGV);
+            let set = if how.is_some() { &raw const set } else { std::ptr::null() };
+            assert_eq!(libc::pthread_sigmask(how.unwrap_or(0), set, &mut old), 0);
+            libc::sigismember(&old, libc::SIGSEGV) == 1
+        };
+        is_blocked(Some(libc::SIG_BLOCK));
+        barchan::probe(Source::Mprotect).expect("mprotect is everywhere");
         let tracker = tracker(Source::Mprotect).expect("mprotect is everywhere");
+        assert!(is_blocked(None), "the mask is as it was");
+        is_blocked(Some(libc::SIG_UNBLOCK));
         let memory = Memory::touched(4);
         let region = memory.track(&tracker);
         collect(&region);
         memory.write(2);
-        crash(&memory);
-        true
-    };
-    killed_by_segv("null", child_status(false, || armed(&|_| crash(8))));
-    killed_by_segv(
-        "a read-only page of the program's",
-        child_status(false, || {
-            armed(&|_| {
-                let other = Memory::touched(1);
-                make_read_only(&other, 0);
-                other.write(0);
-            })
-        }),
-    );
-    killed_by_segv(
-        "a tracked page that the program protected itself",
-        child_status(false, || {
-            armed(&|memory| {
-                // SAFETY: the page is the test's.
-                unsafe { libc::mprotect(memory.page(2).cast(), PAGE_SIZE, libc::PROT_NONE) };
-                memory.write(2);
-            })
-        }),
-    );
-    killed_by_segv(
-        "a signal sent by somebody",
-        // SAFETY: raising a signal is what is tested.
-        child_status(false, || armed(&|_| assert_eq!(unsafe { libc::raise(libc::SIGSEGV) }, 0))),
-    );
+        collect(&region) == [2]
+    });
 }
 
 /// Runs `body` in a child, while three threads write to all of `memory`.

@@ -406,6 +406,7 @@ fn a_program_that_closes_all_descriptors_costs_one_collection() {
         Files::Path(c"/dev/null"),
         Files::Path(c"/dev/urandom"),
         Files::Path(c"/proc/self/pagemap"),
+        Files::Path(c"/proc/thread-self/pagemap"),
         Files::OtherPagemap,
         Files::Pipes,
     ];

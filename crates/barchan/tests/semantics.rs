@@ -3,9 +3,12 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
 use barchan::{KernelWrites, PAGE_SIZE, PageRange, RegionError, Source, Tracker};
 use common::{
-    Memory, alone, assert_covers, assert_dirty, collect, errno, in_child, peek, trackers,
+    Memory, alone, assert_covers, assert_dirty, collect, errno, in_child, peek, tracker, trackers,
 };
 
 #[test]
@@ -316,6 +319,116 @@ fn a_child_made_while_other_threads_track_works() {
     }
 }
 
+static IS_CHILD: AtomicBool = AtomicBool::new(false);
+/// The wait status of the handler's child, or [`NOT_YET`].
+static STATUS: AtomicI32 = AtomicI32::new(NOT_YET);
+const NOT_YET: i32 = -1;
+
+/// Forks: the child goes on where the signal came.
+extern "C" fn fork_here(_: libc::c_int) {
+    // SAFETY: these calls are async-signal-safe.
+    unsafe {
+        let pid = libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) as i32;
+        if pid == 0 {
+            libc::alarm(60);
+            IS_CHILD.store(true, Ordering::SeqCst);
+            return;
+        }
+        let mut status = 1;
+        libc::waitpid(pid, &mut status, 0);
+        STATUS.store(status, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_child_forked_by_a_signal_handler_in_a_collection_takes_nothing_from_its_parent() {
+    let _alone = alone();
+    // SAFETY: the handler fits, and the signal is used by nobody else.
+    unsafe { libc::signal(libc::SIGUSR1, fork_here as *const () as usize) };
+    for tracker in trackers() {
+        // Where faults are dear there are fewer, in some requests all the same.
+        let few = tracker.source() != Source::PagemapScan;
+        let (pages, step) = if few { (12_000, 4) } else { (100_000, 1) };
+        let memory = Memory::touched(pages);
+        let region = memory.track(&tracker);
+        let mut bits = vec![0; barchan::bitmap::words_for(pages)];
+        for round in (0..24).step_by(step) {
+            (0..pages).step_by(2).for_each(|page| memory.write(page));
+            bits.fill(0);
+            STATUS.store(NOT_YET, Ordering::SeqCst);
+            let begins = AtomicBool::new(false);
+            // SAFETY: no argument.
+            let collector = unsafe { libc::pthread_self() };
+            let is_missing = |bits: &[u64]| {
+                (0..pages).step_by(2).find(|&page| !barchan::bitmap::get(bits, page))
+            };
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !begins.load(Ordering::SeqCst) {
+                        std::hint::spin_loop();
+                    }
+                    // Somewhere in the collection, most likely.
+                    let (now, delay) = (Instant::now(), Duration::from_micros(40 * round));
+                    while now.elapsed() < delay {
+                        std::hint::spin_loop();
+                    }
+                    // SAFETY: the thread waits for the handler below.
+                    assert_eq!(unsafe { libc::pthread_kill(collector, libc::SIGUSR1) }, 0);
+                });
+                begins.store(true, Ordering::SeqCst);
+                let collected = region.collect_and_reset(memory.range(), &mut bits);
+                if IS_CHILD.load(Ordering::SeqCst) {
+                    // SAFETY: it exits without unwinding.
+                    unsafe { libc::_exit(i32::from(is_missing(&bits).is_some())) };
+                }
+                collected.expect("collecting");
+                while STATUS.load(Ordering::SeqCst) == NOT_YET {
+                    if IS_CHILD.load(Ordering::SeqCst) {
+                        // SAFETY: as above. The signal came too late, and there is nothing to see.
+                        unsafe { libc::_exit(0) };
+                    }
+                    std::thread::yield_now();
+                }
+            });
+            let source = tracker.source();
+            assert_eq!(STATUS.load(Ordering::SeqCst), 0, "{source}: the child, round {round}");
+            assert_eq!(is_missing(&bits), None, "{source}: the parent, round {round}");
+        }
+    }
+}
+
+/// The first thread's files in `/proc` are empty once it has exited, though the process goes on.
+#[test]
+fn a_tracker_is_opened_after_the_first_thread_has_exited() {
+    let _alone = alone();
+    for source in trackers().into_iter().map(|tracker| tracker.source()) {
+        in_child("the first thread exits", || {
+            std::thread::spawn(move || {
+                let is_over = || {
+                    let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc");
+                    stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"))
+                };
+                while !is_over() {
+                    std::thread::yield_now();
+                }
+                let ok = std::panic::catch_unwind(|| {
+                    let tracker = tracker(source).expect("as in the parent");
+                    let memory = Memory::touched(20);
+                    let region = memory.track(&tracker);
+                    collect(&region);
+                    memory.write(7);
+                    assert_dirty(&region, &collect(&region), &[7]);
+                });
+                // SAFETY: no argument.
+                unsafe { libc::_exit(i32::from(ok.is_err())) };
+            });
+            // SAFETY: the child's first thread holds nothing that the other waits for.
+            unsafe { libc::syscall(libc::SYS_exit, 1) };
+            false
+        });
+    }
+}
+
 #[test]
 fn ranges_are_the_same_as_bits() {
     let _alone = alone();
@@ -368,6 +481,119 @@ fn hot_pages_are_spared_and_reported() {
         region.collect_and_reset_with(&mut hot, &mut bits).expect("collecting");
         if tracker.source() != Source::AllDirty {
             assert!(!barchan::bitmap::get(&bits, 11), "{}: cold again", tracker.source());
+        }
+    }
+}
+
+/// The pages that a region is resized to leave out are its own until it is done with them.
+#[test]
+fn pages_that_a_region_leaves_out_are_tracked_by_another_at_once() {
+    let _alone = alone();
+    for tracker in trackers().into_iter().filter(|t| t.source() != Source::SoftDirty) {
+        let memory = Memory::touched(16);
+        let (left, right) = (memory.range().slice(0, 8), memory.range().slice(8, 8));
+        let rounds = if tracker.source() == Source::Mprotect { 2_000 } else { 100 };
+        // The round in which the region shrinks, and the last in which the pages were tracked.
+        let (shrinks, tracked) = (AtomicI32::new(0), AtomicI32::new(0));
+        let is_over = AtomicBool::new(false);
+        let wait_for = |round: i32, counter: &AtomicI32| {
+            while counter.load(Ordering::SeqCst) < round && !is_over.load(Ordering::SeqCst) {
+                std::hint::spin_loop();
+            }
+        };
+        std::thread::scope(|scope| {
+            let mut resized = memory.track_part(&tracker, 0, 8);
+            let (shrinks, tracked, is_over) = (&shrinks, &tracked, &is_over);
+            let resizing = scope.spawn(move || {
+                let done = (1..=rounds).try_for_each(|round| {
+                    // SAFETY: the pages are the test's.
+                    unsafe { resized.resize(memory_of(left, right)) }?;
+                    shrinks.store(round, Ordering::SeqCst);
+                    // SAFETY: as above.
+                    unsafe { resized.resize(left) }?;
+                    wait_for(round, tracked);
+                    Ok::<_, RegionError>(())
+                });
+                is_over.store(true, Ordering::SeqCst);
+                done
+            });
+            let missed = (1..=rounds).find(|&round| {
+                wait_for(round, shrinks);
+                let region = loop {
+                    // SAFETY: as above.
+                    match unsafe { tracker.track(right) } {
+                        Ok(region) => break region,
+                        Err(_) if is_over.load(Ordering::SeqCst) => return false,
+                        Err(_) => {}
+                    }
+                };
+                let mut bits = [0];
+                region.collect_and_reset(right, &mut bits).expect("collecting");
+                memory.write(12);
+                bits = [0];
+                region.collect_and_reset(right, &mut bits).expect("collecting");
+                drop(region);
+                tracked.store(round, Ordering::SeqCst);
+                bits[0] & 1 << 4 == 0
+            });
+            is_over.store(true, Ordering::SeqCst);
+            assert_eq!(missed, None, "{}: the round of a missed write", tracker.source());
+            assert_eq!(resizing.join().expect("no panic"), Ok(()), "{}", tracker.source());
+        });
+        assert_eq!(tracked.into_inner(), rounds, "{}", tracker.source());
+        assert_eq!(tracker.regions(), 0);
+    }
+}
+
+/// From the start of one to the end of the other.
+fn memory_of(left: PageRange, right: PageRange) -> PageRange {
+    PageRange::new(left.start(), right.end() - left.start()).expect("pages")
+}
+
+#[test]
+fn two_trackers_take_no_report_from_each_other() {
+    let _alone = alone();
+    for (one, other) in
+        trackers().iter().flat_map(|one| trackers().into_iter().map(move |t| (one.clone(), t)))
+    {
+        let (source, both) = (one.source(), [one.source(), other.source()]);
+        if both[0] != both[1] && !both.iter().all(|source| source.needs_guest_mode()) {
+            continue;
+        }
+        let memory = Memory::touched(24);
+        let outer = memory.track_part(&one, 0, 16);
+        let mut beside = memory.track_part(&other, 16, 8);
+        // SAFETY: the pages are the test's.
+        let (inner, resized) = unsafe {
+            let inner = other.track(memory.range().slice(4, 8));
+            (inner, beside.resize(memory.range().slice(15, 9)))
+        };
+        let is_refused = |why: &RegionError| match source {
+            Source::PagemapScan | Source::Userfaultfd => {
+                matches!(why, RegionError::System { errno, .. } if errno.0 == libc::EBUSY)
+            }
+            _ => matches!(why, RegionError::Overlap { .. }),
+        };
+        match (inner, resized) {
+            (Ok(inner), Ok(())) => {
+                assert!(matches!(source, Source::SoftDirty | Source::AllDirty), "{both:?}");
+                [&outer, &beside, &inner].into_iter().for_each(|region| drop(collect(region)));
+                [6, 15].into_iter().for_each(|page| memory.write(page));
+                assert_covers(&inner, &collect(&inner), &[2]);
+                assert_covers(&beside, &collect(&beside), &[0]);
+                assert_covers(&outer, &collect(&outer), &[6, 15]);
+            }
+            (Err(inner), Err(resized)) => {
+                assert!(is_refused(&inner) && is_refused(&resized), "{both:?}: {inner}; {resized}");
+                assert_eq!(beside.range(), memory.range().slice(16, 8));
+                drop(outer);
+                // SAFETY: as above.
+                unsafe { beside.resize(memory.range()) }.expect("the pages are free");
+                collect(&beside);
+                memory.write(6);
+                assert_covers(&beside, &collect(&beside), &[6]);
+            }
+            mixed => panic!("{both:?}: {mixed:?}"),
         }
     }
 }

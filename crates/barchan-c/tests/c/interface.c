@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/types.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -108,6 +110,25 @@ int main(int argc, char **argv) {
     memset(bits, 0, sizeof bits);
     CHECK(barchan_region_collect_and_reset(r, p, len, bits, WORDS) == BARCHAN_OK);
     CHECK(!exact || count(bits) == 0);
+
+    /* The kernel's own writes, and contents that are dropped, are as the library says. */
+    const ssize_t written = getrandom(p + 20 * PAGE, 8, 0);
+    const int fails = written < 0 && errno == EFAULT;
+    memset(bits, 0, sizeof bits);
+    CHECK(barchan_region_peek(r, p, len, bits, WORDS) == BARCHAN_OK);
+    if (barchan_tracker_kernel_writes(t) == BARCHAN_KERNEL_WRITES_TRACKED)
+        CHECK(written == 8 && bit(bits, 20));
+    else
+        CHECK(fails && bit(bits, 20) == !exact);
+    CHECK(barchan_tracker_kernel_writes(NULL) == BARCHAN_KERNEL_WRITES_EFAULT);
+    CHECK(madvise(p + 21 * PAGE, PAGE, MADV_DONTNEED) == 0);
+    if (!barchan_source_sees_discards(barchan_tracker_source(t)))
+        CHECK(barchan_region_remapped(r, p + 21 * PAGE, PAGE) == BARCHAN_OK);
+    memset(bits, 0, sizeof bits);
+    CHECK(barchan_region_peek(r, p, len, bits, WORDS) == BARCHAN_OK);
+    CHECK(bit(bits, 21));
+    CHECK(!barchan_source_sees_discards(BARCHAN_SOURCE_AUTO));
+    CHECK(barchan_region_arm(r, p, len) == BARCHAN_OK);
 
     /* Disarmed pages are dirty until armed again. */
     CHECK(barchan_region_disarm(r, p + 10 * PAGE, 5 * PAGE) == BARCHAN_OK);

@@ -43,6 +43,17 @@ pub(crate) fn init() -> Result<(), Errno> {
     Ok(())
 }
 
+/// Two counters that are 0 in a new child, as the page is wiped there: of threads that are somewhere, for those
+/// of the parent that were there when it forked are not in the child, and never leave. Who counts itself
+/// blocks all signals, so that it is not itself the thread that forks.
+pub(crate) fn counters() -> [&'static AtomicU64; 2] {
+    let page = PAGE.load(Ordering::Acquire);
+    debug_assert!(!page.is_null(), "a tracker was used before epoch::init");
+    // Each on a cache line of its own.
+    // SAFETY: 1. as in `current`, and the page is 512 words. 2. It is never unmapped.
+    [8, 16].map(|word| unsafe { &*page.add(word) })
+}
+
 /// The epoch of this process; never 0.
 ///
 /// In a child, the first caller after the fork names the new epoch.

@@ -11,6 +11,7 @@
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
+use super::syscall::SignalMask;
 use super::{epoch, syscall};
 
 /// 0 when free, else the epoch of the holder.
@@ -22,7 +23,8 @@ pub(crate) struct EpochLock {
 /// Holds the lock; gives it back, and the signal mask, when dropped.
 pub(crate) struct Held<'a> {
     lock: &'a EpochLock,
-    restore: Option<u64>,
+    /// Restored after the lock is given back, as fields are dropped last.
+    _mask: Option<SignalMask>,
     /// The lock was taken from a process that is not this one: what it guards may be half done.
     pub(crate) inherited: bool,
 }
@@ -34,14 +36,14 @@ impl EpochLock {
 
     /// Blocks all signals and takes the lock.
     pub(crate) fn lock(&self) -> Held<'_> {
-        let old = syscall::set_signal_mask(syscall::ALL_SIGNALS);
-        Held { lock: self, restore: Some(old), inherited: self.acquire() }
+        let mask = SignalMask::all_blocked();
+        Held { lock: self, _mask: Some(mask), inherited: self.acquire() }
     }
 
     /// Takes the lock in a context where all signals are blocked already (a handler with a full
     /// mask, or a thread that never unblocks them).
     pub(crate) fn lock_with_signals_blocked(&self) -> Held<'_> {
-        Held { lock: self, restore: None, inherited: self.acquire() }
+        Held { lock: self, _mask: None, inherited: self.acquire() }
     }
 
     /// Takes the lock as [`Self::lock_with_signals_blocked`] does, for whoever takes many and has
@@ -109,7 +111,7 @@ impl<T> ForkMutex<T> {
     where
         T: Clone + Default,
     {
-        let held = Held { lock: &self.lock, restore: None, inherited: self.lock.acquire() };
+        let held = Held { lock: &self.lock, _mask: None, inherited: self.lock.acquire() };
         let old = self.data.load(Ordering::Acquire);
         // SAFETY: null, or a box that only the holder of the lock replaces.
         let mut new = Box::new(unsafe { old.as_ref() }.cloned().unwrap_or_default());
@@ -144,9 +146,6 @@ pub(crate) unsafe fn free<T>(held: *mut T) {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.lock.holder.store(0, Ordering::Release);
-        if let Some(mask) = self.restore {
-            syscall::set_signal_mask(mask);
-        }
     }
 }
 

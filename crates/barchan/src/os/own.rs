@@ -3,8 +3,8 @@
 //! A program may close all descriptors that it does not know (`close_range`, as daemons do), and
 //! the numbers are then given to files of its own. So before a number is used, and above all before
 //! it is closed, the inode behind it is compared with the one that was opened. A userfaultfd has an
-//! inode of its own (Linux 5.12); `/proc/self/pagemap` has one for the process, so a descriptor of
-//! it that the program opened itself is taken for ours, and serves as well. To be closed a descriptor
+//! inode of its own (Linux 5.12); `/proc/thread-self/pagemap` has one for the thread, so a descriptor of
+//! it that the same thread opened is taken for ours, and serves as well. To be closed a descriptor
 //! must also stand at the position where it was put, and nobody else puts one, if its file has positions.
 //!
 //! What this does not exclude is a program that does so in one thread while another is between the
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn a_number_that_went_to_another_file_is_not_ours() {
         let open = |path| syscall::open(path, libc::O_RDONLY).expect("/proc");
-        let own = Own::new(open(c"/proc/self/pagemap")).expect("fstat");
+        let own = Own::new(open(c"/proc/thread-self/pagemap")).expect("fstat");
         assert_eq!(own.number(), Ok(own.fd));
         let other = Own::new(open(c"/proc/self/mem")).expect("fstat");
         // SAFETY: both are the test's.
@@ -122,8 +122,8 @@ mod tests {
         other.close();
 
         // The same file, opened by somebody else.
-        let own = Own::new(open(c"/proc/self/pagemap")).expect("fstat");
-        let theirs = open(c"/proc/self/pagemap");
+        let own = Own::new(open(c"/proc/thread-self/pagemap")).expect("fstat");
+        let theirs = open(c"/proc/thread-self/pagemap");
         // SAFETY: both are the test's.
         assert_eq!(unsafe { libc::dup2(theirs, own.fd) }, own.fd);
         assert_eq!(own.number(), Ok(own.fd), "it serves as well");

@@ -1,4 +1,4 @@
-//! `/proc/self/pagemap`: its 64-bit entry for each page, and the `PAGEMAP_SCAN` ioctl (Linux 6.7,
+//! `/proc/<pid>/pagemap`: its 64-bit entry for each page, and the `PAGEMAP_SCAN` ioctl (Linux 6.7,
 //! `pagemap_scan_ioctl` in `fs/proc/task_mmu.c`), which finds pages by state and write-protects
 //! those found in the same step.
 
@@ -28,9 +28,10 @@ pub(crate) mod entry {
     pub(crate) const PRESENT: u64 = 1 << 63;
 }
 
-/// Opens the file of this process.
+/// Opens the file of this process: by the calling thread's name, since the first thread, whose name
+/// `/proc/self` is, has no memory once it has exited.
 pub(crate) fn open() -> Result<i32, Errno> {
-    syscall::open(c"/proc/self/pagemap", libc::O_RDONLY)
+    syscall::open(c"/proc/thread-self/pagemap", libc::O_RDONLY)
 }
 
 /// What would make [`open`] work after `errno`.

@@ -320,6 +320,32 @@ pub(crate) fn set_signal_mask(mask: u64) -> u64 {
     old
 }
 
+/// Keeps the calling thread's signal mask changed; restores it when dropped.
+pub(crate) struct SignalMask {
+    old: u64,
+}
+
+impl SignalMask {
+    /// Blocks all signals: the thread is not stopped meanwhile, and no handler of the program's runs,
+    /// which might fork and leave the child in the middle of what its parent was doing.
+    pub(crate) fn all_blocked() -> Self {
+        Self { old: set_signal_mask(ALL_SIGNALS) }
+    }
+
+    /// Lets `signal` come, whether it was blocked or not.
+    pub(crate) fn unblocking(signal: i32) -> Self {
+        let mask = Self::all_blocked();
+        set_signal_mask(mask.old & !(1 << (signal - 1)));
+        mask
+    }
+}
+
+impl Drop for SignalMask {
+    fn drop(&mut self) {
+        set_signal_mask(self.old);
+    }
+}
+
 /// An address as the kernel's ioctl structures carry it.
 pub(crate) fn address_of<T>(slice: &mut [T]) -> u64 {
     slice.as_mut_ptr().cast::<c_void>() as u64

@@ -205,7 +205,7 @@ fn runtime(source: Source) -> Result<&'static DirtyBits, Unavailable> {
                     "start the program with `barchan run --dune --tracker guest-direct`; it is for \
                      comparison, and guest-pte costs less"
                 }
-                _ => "start the program with `barchan run --dune`",
+                _ => "start the program with `barchan run --dune --tracker auto`",
             },
         ));
     }

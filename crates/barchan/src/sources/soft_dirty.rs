@@ -1,5 +1,5 @@
 //! Soft-dirty bits (`CONFIG_MEM_SOFT_DIRTY`): bit 55 of a pagemap entry, set by the kernel at the
-//! first write after somebody wrote 4 to `/proc/self/clear_refs`.
+//! first write after somebody wrote 4 to `/proc/<pid>/clear_refs`.
 //!
 //! Two things make it the odd one out. The reset clears the bits of the *whole process*, so before
 //! each reset the bits of all tracked regions (of every tracker: the table below is one for the
@@ -14,6 +14,11 @@
 //! mappings, of dropped and of swapped pages before, so absent pages are never taken as clean.
 //! A dropped page that is read again is present, as zeros, and its bit is clear: that it was
 //! dropped has to be told (`remapped`); writes to it are seen all the same.
+//!
+//! Two more ways for the kernel to lose a bit are shut off where memory is tracked (`keep_unmerged`), and are not
+//! opened again when it no longer is: that a written page is replaced by a merged one (KSM), and, from Linux 6.12 to
+//! about 6.17, by the page of zeros, when a huge page of mostly zeros is split for want of memory. The second remains for
+//! huge pages that were there before they were tracked.
 //!
 //! Files are opened for each operation, so a fork, or a program that closes all descriptors, cannot
 //! make us read another process. Whoever else clears soft-dirty bits in this process (CRIU, another
@@ -177,8 +182,32 @@ impl Drop for File {
     }
 }
 
+/// Advises the kernel neither to merge the pages of `range` with others nor, where splitting those loses
+/// bits, to make huge ones of them.
+///
+/// The first also parts what is merged already, and is without effect on memory that nobody has asked to be merged.
+fn keep_unmerged(range: PageRange) -> Result<(), RegionError> {
+    let no_huge = syscall::kernel_release() >= (6, 12, 0);
+    let advise = |advice, step| {
+        // SAFETY: the pages belong to the region, and no byte of them changes.
+        match unsafe { syscall::madvise(range, advice) } {
+            // A kernel that does not do what it is asked not to do.
+            Ok(()) | Err(Errno(libc::EINVAL)) => Ok(()),
+            Err(errno) => Err(RegionError::System {
+                step,
+                range,
+                errno,
+                remedy: "the range must be mapped, with mappings to spare (vm.max_map_count), and a security policy \
+                         must allow the call; without it written pages could look clean",
+            }),
+        }
+    };
+    advise(libc::MADV_UNMERGEABLE, "madvise(MADV_UNMERGEABLE)")?;
+    if no_huge { advise(libc::MADV_NOHUGEPAGE, "madvise(MADV_NOHUGEPAGE)") } else { Ok(()) }
+}
+
 fn clear_refs() -> Result<(), Errno> {
-    let file = File(syscall::open(c"/proc/self/clear_refs", libc::O_WRONLY)?);
+    let file = File(syscall::open(c"/proc/thread-self/clear_refs", libc::O_WRONLY)?);
     syscall::write(file.0, b"4").map(drop)
 }
 
@@ -209,12 +238,13 @@ impl SoftDirty {
             errno: Some(errno),
             remedy,
         };
-        let _pagemap = pagemap::open()
-            .map(File)
-            .map_err(|e| refused("opening /proc/self/pagemap", e, pagemap::open_remedy(e)))?;
-        let _clear = syscall::open(c"/proc/self/clear_refs", libc::O_WRONLY)
-            .map(File)
-            .map_err(|e| refused("opening /proc/self/clear_refs", e, pagemap::open_remedy(e)))?;
+        let _pagemap = pagemap::open().map(File).map_err(|e| {
+            refused("opening /proc/thread-self/pagemap", e, pagemap::open_remedy(e))
+        })?;
+        let _clear =
+            syscall::open(c"/proc/thread-self/clear_refs", libc::O_WRONLY).map(File).map_err(
+                |e| refused("opening /proc/thread-self/clear_refs", e, pagemap::open_remedy(e)),
+            )?;
         check_bits()?;
         Ok(Self { counters: Counters::new() })
     }
@@ -253,7 +283,7 @@ fn check_bits() -> Result<(), Unavailable> {
     store();
     let step = "checking that the bit of a written page is set";
     let verdict = match is_soft() {
-        Err(errno) => Err(failed("reading /proc/self/pagemap", errno)),
+        Err(errno) => Err(failed("reading /proc/thread-self/pagemap", errno)),
         // Not even a fresh page has it: the kernel does not know the bit.
         Ok(false) => Err(unavailable(ErrorKind::Unsupported, step, None)),
         Ok(true) => Ok(()),
@@ -280,6 +310,7 @@ impl Opened for SoftDirty {
         self: Arc<Self>,
         range: PageRange,
     ) -> Result<Box<dyn WriteTracker>, RegionError> {
+        keep_unmerged(range)?;
         let state = Arc::new(State::new(range)?);
         TABLE.replace(&CHANGING, None, Some(&state), || {});
         Ok(Box::new(SoftDirtyRegion { shared: self, state }))
@@ -417,14 +448,14 @@ impl WriteTracker for SoftDirtyRegion {
         let all = |bits: &mut [u64]| bitmap::set_run(bits, 0, range.pages());
         let (dirty, clearable) = self.report(range, bits).map_err(|errno| {
             all(bits);
-            self.refused("reading /proc/self/pagemap", range, errno)
+            self.refused("reading /proc/thread-self/pagemap", range, errno)
         })?;
         // Regions collected one after the other in one stop clear only once: the first clearing
         // harvests the others, whose kernel bits are clear from then on.
         if clearable {
             self.harvest_and_clear().map_err(|errno| {
                 all(bits);
-                self.refused("writing 4 to /proc/self/clear_refs", range, errno)
+                self.refused("writing 4 to /proc/thread-self/clear_refs", range, errno)
             })?;
         }
         TABLE.with(|_| self.state.put(self.index(range), range.pages(), false));
@@ -433,10 +464,12 @@ impl WriteTracker for SoftDirtyRegion {
     }
 
     fn remapped(&self, range: PageRange) -> Result<(), RegionError> {
-        self.disarm(range)
+        self.disarm(range)?;
+        keep_unmerged(range)
     }
 
     unsafe fn resize(&mut self, bounds: PageRange) -> Result<(), RegionError> {
+        keep_unmerged(bounds)?;
         let next = Arc::new(State::new(bounds)?);
         TABLE.replace(&CHANGING, Some(&self.state), Some(&next), || {
             self.state.adopt();
@@ -463,6 +496,60 @@ impl Drop for SoftDirtyRegion {
 mod tests {
     use super::*;
     use crate::PAGE_SIZE;
+
+    /// What the kernel may do with the page at `address`: `mg` merge it, `nh` not make it a part of a huge one.
+    fn flags(address: usize) -> Vec<String> {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").expect("/proc");
+        let begins = |line: &str| {
+            let (start, end) = line.split(' ').next()?.split_once('-')?;
+            let number = |text| usize::from_str_radix(text, 16).ok();
+            Some((number(start)?..number(end)?).contains(&address))
+        };
+        let mut lines = smaps.lines().skip_while(|line| begins(line) != Some(true));
+        let flags = lines.find_map(|line| line.strip_prefix("VmFlags: ")).expect("VmFlags");
+        flags.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// Whether or not the kernel has soft-dirty bits.
+    #[test]
+    fn tracked_pages_are_not_merged_nor_huge_where_that_loses_bits() {
+        epoch::init().expect("MADV_WIPEONFORK");
+        let rights = libc::PROT_READ | libc::PROT_WRITE;
+        let start = syscall::mmap_anonymous(12 * PAGE_SIZE, rights, 0).expect("12 pages");
+        let memory = PageRange::between(start, start + 12 * PAGE_SIZE);
+        let has = |page: usize, flag: &str| {
+            flags(memory.slice(page, 1).start()).iter().any(|known| known == flag)
+        };
+        // SAFETY: the pages are the test's.
+        if let Err(errno) = unsafe { syscall::madvise(memory, libc::MADV_MERGEABLE) } {
+            println!("skipped in part: MADV_MERGEABLE is refused: {errno}");
+        } else {
+            assert!(has(5, "mg"));
+        }
+        let no_huge = syscall::kernel_release() >= (6, 12, 0)
+            && std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists();
+        let shared = Arc::new(SoftDirty { counters: Counters::new() });
+        // SAFETY: as above.
+        let mut region = unsafe { Arc::clone(&shared).track(memory.slice(4, 4)) }.expect("track");
+        assert!(!has(5, "mg") && has(5, "nh") == no_huge, "{:?}", flags(start + 5 * PAGE_SIZE));
+        assert!(!has(2, "nh"));
+        // SAFETY: as above.
+        unsafe { region.resize(memory.slice(2, 4)) }.expect("resize");
+        assert!(!has(2, "mg") && has(2, "nh") == no_huge, "{:?}", flags(start + 2 * PAGE_SIZE));
+        let bytes = 4 * PAGE_SIZE;
+        // SAFETY: as above; a new mapping in the place of the old.
+        unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+            let at = memory.slice(2, 4).start() as *mut libc::c_void;
+            assert_ne!(libc::mmap(at, bytes, rights, flags, -1, 0), libc::MAP_FAILED);
+            let _ = syscall::madvise(memory.slice(2, 4), libc::MADV_MERGEABLE);
+        }
+        region.remapped(memory.slice(2, 4)).expect("remapped");
+        assert!(!has(2, "mg") && has(2, "nh") == no_huge, "{:?}", flags(start + 2 * PAGE_SIZE));
+        drop(region);
+        // SAFETY: as above.
+        unsafe { syscall::munmap(start, 12 * PAGE_SIZE) };
+    }
 
     /// A table of its own, as no memory is tracked here.
     #[test]

@@ -193,6 +193,13 @@ impl Drop for Memory {
     }
 }
 
+/// Has a page read-only by the program's own doing.
+pub fn make_read_only(memory: &Memory, page: usize) {
+    let at = memory.page(page).cast();
+    // SAFETY: the page is the test's.
+    assert_eq!(unsafe { libc::mprotect(at, PAGE_SIZE, libc::PROT_READ) }, 0);
+}
+
 pub fn errno() -> i32 {
     std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }

@@ -19,30 +19,45 @@ use crate::{Errno, PAGE_SIZE, PageRange};
 /// The action that was there before ours.
 struct Previous(UnsafeCell<MaybeUninit<libc::sigaction>>);
 
-// SAFETY: 1. written under INSTALLING only, before `READY` is set. 2. Read by handlers after that,
-// and by then never written again.
+// SAFETY: 1. written under INSTALLING only, while our handler is not installed. 2. Read by our handler
+// only, and never written again once it was installed.
 unsafe impl Sync for Previous {}
 
 static PREVIOUS: Previous = Previous(UnsafeCell::new(MaybeUninit::uninit()));
+/// Our handler has been installed. Set after that is so: a child that another thread forks in between
+/// has neither, or finds the handler itself.
 static READY: AtomicBool = AtomicBool::new(false);
 static INSTALLING: EpochLock = EpochLock::new();
 
+/// Why the handler is not installed.
+pub(super) enum Refused {
+    /// The kernel refuses.
+    System(Errno),
+    /// It was, and the program has put another in its place.
+    Replaced,
+}
+
 /// Installs the handler, once for the process.
-pub(super) fn install() -> Result<(), Errno> {
+pub(super) fn install() -> Result<(), Refused> {
     let _held = INSTALLING.lock();
-    if READY.load(Ordering::Acquire) {
-        return Ok(());
-    }
-    let last_error = || Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(0));
+    let last_error =
+        || Refused::System(Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)));
     let mut previous = MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: 1. a null new action only asks. 2. `previous` has room for the answer.
     if unsafe { libc::sigaction(libc::SIGSEGV, core::ptr::null(), previous.as_mut_ptr()) } != 0 {
         return Err(last_error());
     }
-    // SAFETY: 1. the lock is held and READY is unset, so nobody else looks. 2. sigaction filled
-    // `previous`.
-    unsafe { (*PREVIOUS.0.get()).write(previous.assume_init()) };
-    READY.store(true, Ordering::Release);
+    // SAFETY: sigaction filled it.
+    let previous = unsafe { previous.assume_init() };
+    if previous.sa_sigaction == on_sigsegv as *const () as usize {
+        READY.store(true, Ordering::Release);
+        return Ok(());
+    }
+    if READY.load(Ordering::Acquire) {
+        return Err(Refused::Replaced);
+    }
+    // SAFETY: the lock is held, and our handler was never installed, so nobody else looks.
+    unsafe { (*PREVIOUS.0.get()).write(previous) };
     // SAFETY: an all-zero sigaction is valid; every field that matters is set below.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
     action.sa_sigaction = on_sigsegv as *const () as usize;
@@ -56,9 +71,9 @@ pub(super) fn install() -> Result<(), Errno> {
         libc::sigaction(libc::SIGSEGV, &action, core::ptr::null_mut())
     };
     if installed != 0 {
-        READY.store(false, Ordering::Release);
         return Err(last_error());
     }
+    READY.store(true, Ordering::Release);
     Ok(())
 }
 
@@ -120,6 +135,11 @@ fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_
     // SAFETY: the handler is installed after PREVIOUS was written, and it is not written again.
     let previous = unsafe { (*PREVIOUS.0.get()).assume_init_ref() };
     let action = previous.sa_sigaction;
+    // SAFETY: the kernel passes a valid siginfo.
+    let is_sent = unsafe { (*info).si_code } <= 0;
+    if action == libc::SIG_IGN && is_sent {
+        return;
+    }
     if action == libc::SIG_DFL || action == libc::SIG_IGN {
         // A fault cannot be ignored: the kernel kills a process that ignores it. With the default
         // action back in place the instruction faults again, and the core dump shows it.
@@ -127,8 +147,8 @@ fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_
         unsafe {
             let default: libc::sigaction = mem::zeroed();
             libc::sigaction(signal, &default, core::ptr::null_mut());
-            // Sent by a process and no fault: nothing would fault again.
-            if (*info).si_code <= 0 {
+            // No fault: nothing would fault again.
+            if is_sent {
                 libc::raise(signal);
             }
         }

@@ -23,7 +23,8 @@ use crate::error::kind_of;
 use crate::stats::{Counters, ScanTimer};
 use crate::write_tracker::{check_bitmap, check_inside};
 use crate::{
-    Errno, KernelWrites, PageRange, RegionError, Source, Stats, Unavailable, WriteTracker,
+    Errno, ErrorKind, KernelWrites, PageRange, RegionError, Source, Stats, Unavailable,
+    WriteTracker,
 };
 
 /// The opened source. Its counters live as long as the process, for a handler may still be
@@ -34,12 +35,22 @@ pub(crate) struct Mprotect {
 
 impl Mprotect {
     pub(crate) fn open() -> Result<Self, Unavailable> {
-        handler::install().map_err(|errno| Unavailable {
-            source: Source::Mprotect,
-            kind: kind_of(errno),
-            step: "installing a SIGSEGV handler",
-            errno: Some(errno),
-            remedy: "allow the call rt_sigaction",
+        handler::install().map_err(|why| match why {
+            handler::Refused::System(errno) => Unavailable {
+                source: Source::Mprotect,
+                kind: kind_of(errno),
+                step: "installing a SIGSEGV handler",
+                errno: Some(errno),
+                remedy: "allow the call rt_sigaction",
+            },
+            handler::Refused::Replaced => Unavailable {
+                source: Source::Mprotect,
+                kind: ErrorKind::Denied,
+                step: "the program has replaced this library's SIGSEGV handler",
+                errno: None,
+                remedy: "install the program's own before the first tracker is opened, or put ours back, or use \
+                         another tracker",
+            },
         })?;
         reserve::fill();
         Ok(Self { counters: Box::leak(Box::new(Counters::new())) })

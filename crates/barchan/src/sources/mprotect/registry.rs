@@ -3,14 +3,16 @@
 //! Readers (handlers) look at an immutable sorted array; writers replace the array and free the old
 //! one, and the regions that left with it, when no handler can be looking any more. A handler
 //! announces itself in one of two counters; a writer flips which one newcomers use and waits for
-//! the other to drain. The wait is bounded: a counter that does not drain (in a forked child, the
-//! handlers of the parent's other threads never finish) costs memory, never a hang.
+//! the other to drain. The wait is bounded: a counter that does not drain costs memory, never a hang.
+//! The counters are wiped in a forked child, where the handlers of the parent's other threads never
+//! finish. All who announce themselves have all signals blocked, so none of them is the one that forks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use super::state::{self, State};
 use crate::os::lock::ForkMutex;
+use crate::os::syscall::SignalMask;
 use crate::os::{epoch, syscall};
 use crate::{Errno, PageRange};
 
@@ -22,11 +24,8 @@ struct Snapshot {
 static CURRENT: AtomicPtr<Snapshot> = AtomicPtr::new(core::ptr::null_mut());
 /// How many arrays have been published.
 static VERSION: AtomicUsize = AtomicUsize::new(0);
-/// Handlers that entered while the generation was even, and odd.
-static READERS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+/// Which of the counters newcomers use: the first while it is even, the second while it is odd.
 static GENERATION: AtomicUsize = AtomicUsize::new(0);
-/// The epoch in which the counters are right; 0 before the first writer.
-static COUNTED_IN: AtomicU64 = AtomicU64::new(0);
 
 /// How often a writer yields to readers before it leaves its garbage to the next.
 const PATIENCE: usize = 10_000;
@@ -40,14 +39,14 @@ pub(super) fn with<R>(address: usize, f: impl FnOnce(&State) -> R) -> Option<R> 
     })
 }
 
-/// Calls `f` with all regions. Async-signal-safe if `f` is.
+/// Calls `f` with all regions. Async-signal-safe if `f` is. All signals are blocked.
 ///
 /// All counters are sequentially consistent: a handler that reads the old array has added itself
 /// before the writer's flip in the one total order, so the writer sees it.
 fn with_regions<R>(f: impl FnOnce(&[Arc<State>]) -> R) -> R {
     let mine = loop {
         let generation = GENERATION.load(SeqCst);
-        let counter = &READERS[generation % 2];
+        let counter = epoch::counters()[generation % 2];
         counter.fetch_add(1, SeqCst);
         if GENERATION.load(SeqCst) == generation {
             break counter;
@@ -78,8 +77,8 @@ pub(super) fn version() -> usize {
 /// two that do this do not wait for each other; all others hold one at a time. A region that is
 /// retired is found out by the version: it is published under its lock.
 pub(super) fn unprotect_run(of: &State) -> Result<(), Errno> {
-    let mask = syscall::set_signal_mask(syscall::ALL_SIGNALS);
-    let result = loop {
+    let _mask = SignalMask::all_blocked();
+    loop {
         let before = version();
         let done = with_regions(|regions| {
             let Some(at) = regions.iter().position(|r| core::ptr::eq(&raw const **r, of)) else {
@@ -101,11 +100,9 @@ pub(super) fn unprotect_run(of: &State) -> Result<(), Errno> {
             lifted
         });
         if let Some(result) = done {
-            break result;
+            return result;
         }
-    };
-    syscall::set_signal_mask(mask);
-    result
+    }
 }
 
 /// The right to change the registry; one holder at a time.
@@ -147,7 +144,14 @@ pub(super) fn write<R>(f: impl FnOnce(&mut Writer<'_>) -> R) -> R {
 impl Writer<'_> {
     /// The regions whose owners have gone, and which could not be unprotected.
     pub(super) fn abandoned(&self) -> Vec<Arc<State>> {
-        with_regions(|regions| regions.iter().filter(|r| r.is_abandoned()).cloned().collect())
+        self.published().iter().filter(|r| r.is_abandoned()).cloned().collect()
+    }
+
+    /// The regions that handlers see.
+    fn published(&self) -> &[Arc<State>] {
+        // SAFETY: null, or a leaked box that only a writer unpublishes, by `publish`, which borrows us exclusively.
+        let now = unsafe { CURRENT.load(SeqCst).as_ref() };
+        now.map_or(&[], |snapshot| &snapshot.regions)
     }
 
     /// The array that is wanted, with `new` added and `old` removed.
@@ -156,11 +160,9 @@ impl Writer<'_> {
         old: Option<&Arc<State>>,
         new: Option<&Arc<State>>,
     ) -> Prepared {
-        // SAFETY: null, or a leaked box that only a writer unpublishes, and we are the writer.
-        let now = unsafe { CURRENT.load(SeqCst).as_ref() };
-        let mut regions: Vec<_> = now
+        let mut regions: Vec<_> = self
+            .published()
             .iter()
-            .flat_map(|snapshot| &snapshot.regions)
             .filter(|r| !old.is_some_and(|old| Arc::ptr_eq(r, old)))
             .chain(new)
             .cloned()
@@ -182,26 +184,19 @@ impl Writer<'_> {
 
 /// Whether every handler that entered before the call has left.
 fn drained() -> bool {
-    let now = epoch::current();
-    let counted_in = COUNTED_IN.load(SeqCst);
-    if counted_in == 0 {
-        COUNTED_IN.store(now, SeqCst);
-    } else if counted_in != now {
-        // A child: the counters may hold handlers that exist in the parent only.
-        return false;
-    }
+    let counters = epoch::counters();
     // Those who enter from now on count themselves where those before the last call did, of whom
     // some may be there still, if it gave up: they would be waited for no more.
     let generation = GENERATION.load(SeqCst);
-    if !nobody_in(&READERS[(generation + 1) % 2]) {
+    if !nobody_in(counters[(generation + 1) % 2]) {
         return false;
     }
     GENERATION.store(generation + 1, SeqCst);
-    nobody_in(&READERS[generation % 2])
+    nobody_in(counters[generation % 2])
 }
 
 /// Waits, for a while, until nobody is counted.
-fn nobody_in(readers: &AtomicUsize) -> bool {
+fn nobody_in(readers: &AtomicU64) -> bool {
     for _ in 0..PATIENCE {
         if readers.load(SeqCst) == 0 {
             return true;
@@ -233,6 +228,8 @@ mod tests {
         for attempt in 0..3 {
             assert!(!drained(), "attempt {attempt}: a reader is inside");
         }
+        let status = syscall::in_child(|| drained() && drained());
+        assert_eq!(status, 0, "in a child there is no such reader");
         leave.send(()).expect("it waits");
         reader.join().expect("it leaves");
         assert!(drained());

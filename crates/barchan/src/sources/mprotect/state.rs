@@ -19,7 +19,7 @@ use super::{registry, reserve};
 use crate::bitmap;
 use crate::os::lock::{EpochLock, Held};
 use crate::os::mapping::Words;
-use crate::os::{epoch, syscall};
+use crate::os::{epoch, maps, syscall};
 use crate::stats::Counters;
 use crate::{Errno, PageRange};
 
@@ -291,8 +291,7 @@ impl State {
             PageRange::between(self.range.start(), kept.start().min(self.range.end())),
             PageRange::between(kept.end().max(self.range.start()), self.range.end()),
         ] {
-            // It may be unmapped already, and then needs no protection lifted.
-            if !outside.is_empty() && lift(outside).is_err() && is_mapped(outside) {
+            if !outside.is_empty() && lift_or_gone(outside).is_err() {
                 self.give_up(held)?;
                 held = self.enter()?;
             }
@@ -322,6 +321,30 @@ pub(super) fn lift(range: PageRange) -> Result<(), Errno> {
         reserve::spend();
         lift()
     })
+}
+
+/// As [`lift`], for a range of which some or all may be unmapped already, and then needs no protection lifted:
+/// the kernel stops at the first hole.
+fn lift_or_gone(range: PageRange) -> Result<(), Errno> {
+    match lift(range) {
+        Err(errno) if is_mapped(range) => Err(errno),
+        Err(_) => maps::each_read_only(range, lift_by_halves).or_else(|_| lift_by_halves(range)),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// As [`lift_or_gone`], with two calls a page that is unmapped: for where the list of mappings cannot be had, or
+/// has changed since.
+fn lift_by_halves(range: PageRange) -> Result<(), Errno> {
+    match lift(range) {
+        Err(errno) if is_mapped(range) => Err(errno),
+        Err(_) if range.pages() > 1 => {
+            let half = range.pages() / 2;
+            lift_by_halves(range.slice(0, half))?;
+            lift_by_halves(range.slice(half, range.pages() - half))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether every page of `range` is mapped.

@@ -3,7 +3,7 @@
 
 use crate::error::kind_of;
 use crate::os::own::Own;
-use crate::os::pagemap::{self, Found, Query, Scanned};
+use crate::os::pagemap::{self, Found, Query, Scanned, entry};
 use crate::os::syscall;
 use crate::os::uffd::{self, Protect, feature};
 use crate::{Errno, ErrorKind, PageRange, RegionError, Source, Unavailable};
@@ -28,7 +28,7 @@ impl Descriptors {
     pub(super) fn open() -> Result<Self, Unavailable> {
         let pagemap = Self::open_pagemap().map_err(|errno| {
             let remedy = pagemap::open_remedy(errno);
-            unavailable(kind_of(errno), "opening /proc/self/pagemap", errno, remedy)
+            unavailable(kind_of(errno), "opening /proc/thread-self/pagemap", errno, remedy)
         })?;
         Self::open_uffd().map(|uffd| Self { pagemap, uffd }).inspect_err(|_| pagemap.close())
     }
@@ -97,7 +97,8 @@ impl Descriptors {
 ///
 /// A range whose page tables are gone (never touched, or dropped by MADV_DONTNEED and freed) has
 /// no entry to look at. Some kernels report it as written (6.18); for those that do not (6.12),
-/// absent pages are asked for by name.
+/// absent pages are asked for by name. So they are where it cannot be found out, as everything that is mapped is
+/// populated at once (`mlockall(MCL_FUTURE)`).
 pub(super) fn are_holes_apart(fds: Descriptors, written: Query) -> Result<bool, Unavailable> {
     const BYTES: usize = 4 << 20;
     let failed = |step, errno| {
@@ -112,6 +113,13 @@ pub(super) fn are_holes_apart(fds: Descriptors, written: Query) -> Result<bool, 
         .map_err(|errno| failed("mapping 4 MiB to probe PAGEMAP_SCAN with", errno))?;
     let range = PageRange::between(start, start + BYTES);
     let mut found = [Found::default(); 4];
+    let is_populated = || {
+        let mut first = [0];
+        fds.pagemap
+            .number()
+            .and_then(|fd| pagemap::read(fd, range, &mut first))
+            .map_or(true, |_| first[0] & entry::PRESENT != 0)
+    };
     let apart = fds
         .register(range)
         .map_err(|errno| failed("UFFDIO_REGISTER", errno))
@@ -121,7 +129,7 @@ pub(super) fn are_holes_apart(fds: Descriptors, written: Query) -> Result<bool, 
         })
         .map(|scanned| {
             let pages: usize = found[..scanned.filled].iter().map(|f| f.range().pages()).sum();
-            pages != range.pages()
+            pages != range.pages() || is_populated()
         });
     // SAFETY: mapped above, seen by nobody else; unmapping ends the registration.
     unsafe { syscall::munmap(start, BYTES) };
@@ -141,7 +149,11 @@ pub(super) fn register(fds: Descriptors, range: PageRange) -> Result<(), RegionE
         range,
         errno,
         remedy: match errno.0 {
-            libc::EBUSY => "another userfaultfd has registered the pages; end that first",
+            libc::EBUSY => {
+                "another userfaultfd has registered the pages: end that first (if the program has closed all its \
+                 descriptors, it may be this library's former one, which a forked child still holds: it ends with \
+                 that child)"
+            }
             libc::ENOMEM => "the kernel is out of memory or mappings (vm.max_map_count)",
             _ => "the range must be mapped, private, anonymous and writable",
         },
@@ -154,5 +166,39 @@ pub(super) fn release(fds: Descriptors, range: PageRange) {
         // ENOENT or EINVAL: no mapping there, so nothing is registered either.
         // EBADF: with the userfaultfd gone, the kernel has done it.
         let _ = fds.uffd.number().and_then(|fd| uffd::unregister(fd, range));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::os::epoch;
+
+    #[test]
+    fn holes_are_asked_for_where_there_are_none_to_be_found_out_by() {
+        epoch::init().expect("MADV_WIPEONFORK");
+        let fds = match Descriptors::open() {
+            Ok(fds) => fds,
+            Err(why) => return println!("skipped: {why}"),
+        };
+        fds.close();
+        let status = syscall::in_child(|| {
+            // SAFETY: it makes pages resident, and changes none.
+            if unsafe { libc::mlockall(libc::MCL_FUTURE) } != 0 {
+                println!("skipped: mlockall(MCL_FUTURE) is refused");
+                return true;
+            }
+            let fds = Descriptors::open().expect("as in the parent");
+            let written = Query::written(syscall::kernel_release());
+            match are_holes_apart(fds, written) {
+                Ok(apart) => apart,
+                Err(why) => {
+                    // More than may be locked, for want of privileges.
+                    println!("skipped: {why}");
+                    true
+                }
+            }
+        });
+        assert_eq!(status, 0);
     }
 }

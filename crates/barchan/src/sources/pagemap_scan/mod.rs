@@ -11,6 +11,9 @@
 //! - a huge page is split by the first write or by arming a part of it, so reports are 4 KiB;
 //! - an error of a protecting scan may leave pages protected whose report is gone: then everything
 //!   asked for is reported.
+//!
+//! Signals are blocked from each look at the epoch to the last use of the descriptors that it allows: in between a
+//! handler of the program's might fork, and its child would go on with the parent's memory.
 
 mod descriptors;
 
@@ -22,7 +25,8 @@ use super::Opened;
 use crate::bitmap;
 use crate::os::lock::EpochLock;
 use crate::os::own::OwnCell;
-use crate::os::pagemap::{Found, Query};
+use crate::os::pagemap::{Found, Query, Scanned};
+use crate::os::syscall::SignalMask;
 use crate::os::{epoch, syscall};
 use crate::stats::{Counters, ScanTimer};
 use crate::write_tracker::{check_bitmap, check_inside};
@@ -50,6 +54,7 @@ pub(crate) struct PagemapScan {
 
 impl PagemapScan {
     pub(crate) fn open() -> Result<Self, Unavailable> {
+        let _mask = SignalMask::all_blocked();
         let fds = Descriptors::open()?;
         let written = Query::written(syscall::kernel_release());
         let holes_apart = are_holes_apart(fds, written).inspect_err(|_| fds.close())?;
@@ -123,6 +128,7 @@ impl PagemapScan {
 
 impl Drop for PagemapScan {
     fn drop(&mut self) {
+        let _mask = SignalMask::all_blocked();
         if self.epoch.load(Ordering::Acquire) == epoch::current() {
             self.fds().close();
         }
@@ -147,7 +153,11 @@ impl Opened for PagemapScan {
         range: PageRange,
     ) -> Result<Box<dyn WriteTracker>, RegionError> {
         let region = PagemapScanRegion { shared: self, range, epoch: AtomicU64::new(0) };
-        region.attach(range)?;
+        {
+            // Not while the heap is used, for which a thread may have to wait.
+            let _mask = SignalMask::all_blocked();
+            region.attach(range)?;
+        }
         Ok(Box::new(region))
     }
 }
@@ -161,12 +171,17 @@ struct PagemapScanRegion {
 }
 
 impl PagemapScanRegion {
-    /// The descriptors, if the region is registered in this process.
+    /// The descriptors, if the region is registered in this process. All signals are blocked while they are used.
     fn attached(&self) -> Option<Descriptors> {
-        (self.epoch.load(Ordering::Acquire) == epoch::current()).then(|| self.shared.fds())
+        self.is_attached().then(|| self.shared.fds())
     }
 
-    /// Registers `range` in this process, opening descriptors of its own if needed.
+    /// Whether the region is registered in this process.
+    fn is_attached(&self) -> bool {
+        self.epoch.load(Ordering::Acquire) == epoch::current()
+    }
+
+    /// Registers `range` in this process, opening descriptors of its own if needed. With all signals blocked.
     fn attach(&self, range: PageRange) -> Result<Descriptors, RegionError> {
         let fds = self.shared.fds_reopened().map_err(|why| RegionError::System {
             step: why.step,
@@ -185,35 +200,29 @@ impl PagemapScanRegion {
     /// number.
     ///
     /// What the kernel does not answer for is dirty.
-    fn scan(&self, fds: Descriptors, range: PageRange, reset: bool, bits: &mut [u64]) -> usize {
+    fn scan(&self, range: PageRange, reset: bool, bits: &mut [u64]) -> usize {
         let with = |query: Query| if reset { query.protecting() } else { query.checking() };
-        let written = self.scan_for(fds, with(self.shared.written), range, bits);
+        let written = self.scan_for(with(self.shared.written), range, bits);
         if !self.shared.holes_apart {
             return written;
         }
         // In this order: a hole that is written to after the first scan is found by neither, and
         // stays unprotected for the next collection, as is right for a concurrent write. A page
         // that becomes a hole after the first scan is found by the second.
-        written + self.scan_for(fds, with(Query::ABSENT), range, bits)
+        (written + self.scan_for(with(Query::ABSENT), range, bits)).min(range.pages())
     }
 
     /// ORs the pages of `range` that match `query` into `bits`; returns their number.
-    fn scan_for(
-        &self,
-        fds: Descriptors,
-        query: Query,
-        range: PageRange,
-        bits: &mut [u64],
-    ) -> usize {
+    fn scan_for(&self, query: Query, range: PageRange, bits: &mut [u64]) -> usize {
         let mut found = [Found::default(); FOUND];
         let mut at = range.start();
         let mut dirty = 0;
         while at < range.end() {
             let rest = PageRange::between(at, range.end());
-            let (filled, walked_to) = match fds.scan(query, rest, &mut found) {
-                Ok(scanned) if scanned.walked_to > at => (scanned.filled, scanned.walked_to),
-                Ok(_) => return dirty + self.give_up(fds, range, rest, bits, None),
-                Err(errno) => return dirty + self.give_up(fds, range, rest, bits, Some(errno)),
+            let (filled, walked_to) = match self.scan_once(query, rest, &mut found) {
+                Some(Ok(scanned)) if scanned.walked_to > at => (scanned.filled, scanned.walked_to),
+                Some(Ok(_)) | None => return dirty + self.give_up(range, rest, bits, None),
+                Some(Err(errno)) => return dirty + self.give_up(range, rest, bits, Some(errno)),
             };
             for pages in found[..filled].iter().map(Found::range) {
                 bitmap::set_run(bits, range.index_of(pages.start()), pages.pages());
@@ -224,12 +233,25 @@ impl PagemapScanRegion {
         dirty
     }
 
+    /// One call; `None` in a child that was forked, by a signal handler, in the middle of the scan.
+    ///
+    /// Each call blocks signals for itself. The caller's bitmap, which is written in between, may be tracked memory of
+    /// another source, or somebody else's, whose faults are signals.
+    fn scan_once(
+        &self,
+        query: Query,
+        range: PageRange,
+        found: &mut [Found],
+    ) -> Option<Result<Scanned, Errno>> {
+        let _mask = SignalMask::all_blocked();
+        self.attached().map(|fds| fds.scan(query, range, found))
+    }
+
     /// The scan failed somewhere in `rest`: calls all of it dirty, and registers the mappings
     /// anew where they were replaced, so that the next collection is exact again.
     #[cold]
     fn give_up(
         &self,
-        fds: Descriptors,
         range: PageRange,
         rest: PageRange,
         bits: &mut [u64],
@@ -237,6 +259,8 @@ impl PagemapScanRegion {
     ) -> usize {
         Counters::add(&self.shared.counters.degraded, 1);
         bitmap::set_run(bits, range.index_of(rest.start()), rest.pages());
+        let _mask = SignalMask::all_blocked();
+        let Some(fds) = self.attached() else { return rest.pages() };
         match errno {
             Some(errno) if is_lost(errno) => self.shared.replace(Lost::Pagemap, fds),
             // Some mapping is not registered: it was replaced, or the userfaultfd is gone. If it
@@ -292,6 +316,7 @@ impl WriteTracker for PagemapScanRegion {
         if range.is_empty() {
             return Ok(());
         }
+        let _mask = SignalMask::all_blocked();
         let fds = match self.attached() {
             Some(fds) => fds,
             None => self.attach(self.range)?,
@@ -321,6 +346,7 @@ impl WriteTracker for PagemapScanRegion {
 
     fn disarm(&self, range: PageRange) -> Result<(), RegionError> {
         check_inside(self.range, range)?;
+        let _mask = SignalMask::all_blocked();
         let Some(fds) = self.attached() else { return Ok(()) };
         if range.is_empty() {
             return Ok(());
@@ -346,9 +372,10 @@ impl WriteTracker for PagemapScanRegion {
     fn peek(&self, range: PageRange, bits: &mut [u64]) -> Result<(), RegionError> {
         check_bitmap(self.range, range, bits)?;
         let _timer = ScanTimer::start(&self.shared.counters);
-        match self.attached() {
-            Some(fds) => drop(self.scan(fds, range, false, bits)),
-            None => bitmap::set_run(bits, 0, range.pages()),
+        if self.is_attached() {
+            self.scan(range, false, bits);
+        } else {
+            bitmap::set_run(bits, 0, range.pages());
         }
         Ok(())
     }
@@ -356,13 +383,12 @@ impl WriteTracker for PagemapScanRegion {
     fn collect_and_reset(&self, range: PageRange, bits: &mut [u64]) -> Result<usize, RegionError> {
         check_bitmap(self.range, range, bits)?;
         let _timer = ScanTimer::start(&self.shared.counters);
-        let dirty = match self.attached() {
-            Some(fds) => self.scan(fds, range, true, bits),
-            None => {
-                bitmap::set_run(bits, 0, range.pages());
-                self.arm(range)?;
-                range.pages()
-            }
+        let dirty = if self.is_attached() {
+            self.scan(range, true, bits)
+        } else {
+            bitmap::set_run(bits, 0, range.pages());
+            self.arm(range)?;
+            range.pages()
         };
         self.shared.counters.collected(dirty);
         Ok(dirty)
@@ -370,6 +396,7 @@ impl WriteTracker for PagemapScanRegion {
 
     fn remapped(&self, range: PageRange) -> Result<(), RegionError> {
         check_inside(self.range, range)?;
+        let _mask = SignalMask::all_blocked();
         let Some(fds) = self.attached() else { return Ok(()) };
         if range.is_empty() {
             return Ok(());
@@ -381,6 +408,7 @@ impl WriteTracker for PagemapScanRegion {
 
     unsafe fn resize(&mut self, bounds: PageRange) -> Result<(), RegionError> {
         let old = self.range;
+        let _mask = SignalMask::all_blocked();
         if let Some(mut fds) = self.attached() {
             let below = PageRange::between(bounds.start(), old.start().min(bounds.end()));
             let above = PageRange::between(old.end().max(bounds.start()), bounds.end());
@@ -400,6 +428,7 @@ impl WriteTracker for PagemapScanRegion {
 
 impl Drop for PagemapScanRegion {
     fn drop(&mut self) {
+        let _mask = SignalMask::all_blocked();
         if let Some(fds) = self.attached() {
             release(fds, self.range);
         }

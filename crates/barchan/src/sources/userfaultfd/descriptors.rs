@@ -68,7 +68,7 @@ impl Descriptors {
         })?;
         let pagemap = pagemap::open().map_err(|errno| {
             let remedy = pagemap::open_remedy(errno);
-            unavailable(kind_of(errno), "opening /proc/self/pagemap", errno, remedy)
+            unavailable(kind_of(errno), "opening /proc/thread-self/pagemap", errno, remedy)
         })?;
         Self::open_uffd()
             .map(|(uffd, mode)| (Self { pagemap, uffd }, mode))

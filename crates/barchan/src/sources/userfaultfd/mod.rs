@@ -37,6 +37,7 @@ use super::Opened;
 use crate::bitmap;
 use crate::os::epoch;
 use crate::os::lock::EpochLock;
+use crate::os::syscall::SignalMask;
 use crate::os::uffd::{Mode, Protect};
 use crate::stats::{Counters, ScanTimer};
 use crate::write_tracker::{check_bitmap, check_inside};
@@ -166,6 +167,8 @@ impl UserfaultfdRegion {
     }
 
     fn attach(&self) -> Result<(), RegionError> {
+        // A child that a signal handler forked in between would take the parent's monitor for its own.
+        let _mask = SignalMask::all_blocked();
         self.shared.reopen().map_err(|why| refused(self.range, why))?;
         self.register(self.range)?;
         self.epoch.store(epoch::current(), Ordering::Release);

@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::descriptors::{CHUNK, ChunkBits, Descriptors, KILLED, Refused, START, unavailable};
 use crate::error::kind_of;
+use crate::os::syscall::SignalMask;
 use crate::os::uffd::{self, Message, Mode, Protect};
 use crate::os::{epoch, syscall};
 use crate::stats::Counters;
@@ -141,7 +142,7 @@ impl Monitor {
             | libc::CLONE_THREAD
             | libc::CLONE_SYSVSEM
             | libc::CLONE_CHILD_CLEARTID;
-        let old = syscall::set_signal_mask(syscall::ALL_SIGNALS);
+        let blocked = SignalMask::all_blocked();
         // SAFETY: 1. the stack is ours, aligned, and lives until the thread has ended. 2. `run`
         // touches no thread-local storage. 3. The word to clear lives as long.
         let id = unsafe {
@@ -156,7 +157,7 @@ impl Monitor {
             )
         };
         let failed = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EAGAIN);
-        syscall::set_signal_mask(old);
+        drop(blocked);
         if id < 0 {
             monitor.shared().thread.store(0, Ordering::Relaxed);
             monitor.free();
