@@ -27,6 +27,11 @@ static inline void vm_flags_set(struct vm_area_struct *vma, vm_flags_t flags)
 }
 #endif
 
+/* Since 6.6: a stack of return addresses, which nobody writes by a MOV. */
+#ifndef VM_SHADOW_STACK
+#define VM_SHADOW_STACK		VM_NONE
+#endif
+
 /* Pages of devices that have a struct page: since 6.17 nothing tells them from others, and nothing need. */
 #ifdef DUNE_HAVE_DEVMAP
 #define dune_devmap(level, entry)	level##_devmap(entry)

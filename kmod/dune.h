@@ -33,6 +33,9 @@
 			 X86_CR0_NE | X86_CR0_WP | X86_CR0_AM | X86_CR0_PG)
 #define DUNE_EFER_GUEST	(EFER_SCE | EFER_LME | EFER_LMA | EFER_NX)
 
+/* VMs of a process: each makes every change of its page table, and every fork, dearer. */
+#define DUNE_VMS_MAX	64
+
 #define EPT_LEVELS	4
 #define EPT_BITS	48
 
@@ -42,8 +45,17 @@ struct dune_table_cache {
 	int count;
 };
 
+/* What is taken out of the EPT, until it is flushed: dune_ept_finish. */
+struct dune_sweep {
+	struct list_head tables;
+	u64 zapped;			/* leaves, and what was detached */
+	unsigned int steps;		/* since the last look at who wants the lock */
+};
+#define DUNE_SWEEP(name)	struct dune_sweep name = { .tables = LIST_HEAD_INIT((name).tables) }
+
 struct dune_vm {
 	struct kref kref;
+	struct list_head node;		/* in the list of all; vm.c */
 	struct mm_struct *mm;		/* the one process; held by the notifier */
 	struct mmu_notifier notifier;
 	u64 features;			/* DUNE_FEATURE_* in use */
@@ -54,6 +66,7 @@ struct dune_vm {
 
 	spinlock_t mmu_lock;		/* all below, and every EPT entry */
 	struct page *root;
+	struct list_head detached;	/* parts of the EPT that are out of it, not freed yet */
 	bool dead;			/* the address space is gone */
 	int invalidations;		/* that are under way, all within: */
 	unsigned long inv_start, inv_end;
@@ -102,6 +115,10 @@ struct dune_vcpu {
 	u64 qualification, gpa, gva;
 	/* An event whose delivery the exit interrupted: to be delivered again. */
 	u32 redeliver, redeliver_error, redeliver_bytes;
+
+	/* Faults in a row that ended without a page, all at one address. */
+	u64 fruitless_gpa;
+	int fruitless;
 
 	struct dune_table_cache tables;
 };
@@ -153,14 +170,19 @@ int dune_mmu_clear_dirty(struct dune_vm *vm, const struct dune_range *range);
 int dune_mmu_fault(struct dune_vcpu *vcpu, u64 gpa, bool write);
 void dune_mmu_flush(struct dune_vm *vm);
 
-/* ept.c: all but dune_ept_topup and dune_ept_drop under vm->mmu_lock */
+/* ept.c: all under vm->mmu_lock but dune_ept_topup, dune_ept_drop and dune_ept_free_detached */
 int dune_ept_topup(struct dune_table_cache *cache);
 void dune_ept_drop(struct dune_table_cache *cache);
 void dune_ept_map(struct dune_vm *vm, struct dune_table_cache *cache, u64 gpa,
 		  int level, u64 pfn, bool writable);
+void dune_ept_gather(struct dune_vm *vm, u64 gpa, u64 end, bool may_sleep,
+		     struct dune_sweep *sweep);
+void dune_ept_detach(struct dune_vm *vm, u64 gpa, u64 end, struct dune_sweep *sweep);
+void dune_ept_finish(struct dune_vm *vm, struct dune_sweep *sweep);
 void dune_ept_zap(struct dune_vm *vm, u64 gpa, u64 end, bool may_sleep);
+void dune_ept_free_detached(struct dune_vm *vm);
 bool dune_ept_clear_dirty(struct dune_vm *vm, u64 gpa, u64 end);
-bool dune_ept_young(struct dune_vm *vm, u64 gpa, u64 end, bool clear);
+bool dune_ept_young(struct dune_vm *vm, u64 gpa, u64 end, bool clear, unsigned int *steps);
 
 /* pml.c: with vcpu->lock; dune_pml_drain with the VMCS current, interrupts off */
 bool dune_pml_room(struct dune_vcpu *vcpu);
@@ -177,6 +199,7 @@ enum dune_stat {
 	DUNE_STAT_FAULTS_RETRIED,
 	DUNE_STAT_INVALIDATIONS,
 	DUNE_STAT_ZAPPED,
+	DUNE_STAT_SHOOTDOWNS,
 	DUNE_STAT_FLUSHES,
 	DUNE_STAT_KICKS,
 	DUNE_STAT_MIGRATIONS,

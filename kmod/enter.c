@@ -261,6 +261,8 @@ static void read_exit(struct dune_vcpu *vcpu)
 		vmcs_write(VM_ENTRY_INTR_INFO_FIELD, 0);
 		return;
 	}
+	/* From here on the basic reason only: the bits above say what else was the case. */
+	vcpu->exit_reason &= 0xffff;
 	vcpu->rip = vmcs_read(GUEST_RIP);
 	vcpu->rsp = vmcs_read(GUEST_RSP);
 	vcpu->rflags = vmcs_read(GUEST_RFLAGS);

@@ -18,6 +18,10 @@
 #include <asm/msr-index.h>
 #include <asm/nospec-branch.h>
 
+#if !defined(DUNE_HAVE_CLEAR_CPU_BUFFERS) || !defined(DUNE_HAVE_CLEAR_BRANCH_HISTORY)
+#error "this kernel's headers have no CLEAR_CPU_BUFFERS or CLEAR_BRANCH_HISTORY_VMEXIT, against MDS and BHI: dune needs 6.1.85, 6.6.26, 6.8.5, or later ones"
+#endif
+
 #define VMCS_HOST_RSP	0x6c14
 #define VMCS_HOST_RIP	0x6c16
 

@@ -7,6 +7,8 @@
  * A table's page counts its present entries in page_private; an empty one is
  * taken out. Nothing that was reachable is freed before a flush, and a
  * page of the host that was mapped is not referenced: mmu.c keeps that right.
+ * Tables count as page tables of the process from the moment they are in the
+ * EPT until they are freed, so that the OOM killer sees whose they are.
  */
 #include <linux/gfp.h>
 #include <linux/sched.h>
@@ -19,7 +21,7 @@
 /* Write-back whatever the guest's PAT says: it is the process's ordinary memory. */
 #define EPT_LEAF	(VMX_EPT_READABLE_MASK | VMX_EPT_EXECUTABLE_MASK | VMX_EPT_IPAT_BIT | \
 			 (VMX_EPTP_MT_WB << VMX_EPT_MT_EPTE_SHIFT) | VMX_EPT_ACCESS_BIT)
-/* Entries between looks at whether somebody else wants the CPU or the lock. */
+/* Steps, to leaves and over holes, between looks at whether somebody else wants the CPU or the lock. */
 #define BATCH		4096
 
 struct cursor {
@@ -82,13 +84,29 @@ void dune_ept_drop(struct dune_table_cache *cache)
 		free_table(cache->pages[--cache->count]);
 }
 
-/* The first leaf at or above c->gpa and below end. */
-static bool next_leaf(struct dune_vm *vm, struct cursor *c, u64 end)
+/* For tables that were in the EPT. */
+static void free_linked(struct dune_vm *vm, struct page *table)
 {
-	while (c->gpa < end) {
+	mm_dec_nr_ptes(vm->mm);
+	free_table(table);
+}
+
+static void step_over(struct cursor *c, int level)
+{
+	c->gpa = ((c->gpa >> shift_of(level)) + 1) << shift_of(level);
+}
+
+/*
+ * The first leaf at or above c->gpa and below end. False if there is none, or
+ * not before *steps comes to BATCH: then c->gpa is still below end.
+ */
+static bool next_leaf(struct dune_vm *vm, struct cursor *c, u64 end, unsigned int *steps)
+{
+	while (c->gpa < end && *steps < BATCH) {
 		struct page *table = vm->root;
 		int level;
 
+		++*steps;
 		for (level = EPT_LEVELS; ; level--) {
 			u64 *entry = entry_of(table, c->gpa, level);
 			u64 value = READ_ONCE(*entry);
@@ -96,7 +114,7 @@ static bool next_leaf(struct dune_vm *vm, struct cursor *c, u64 end)
 			c->table[level] = table;
 			c->entry[level] = entry;
 			if (!(value & EPT_RWX)) {
-				c->gpa = ((c->gpa >> shift_of(level)) + 1) << shift_of(level);
+				step_over(c, level);
 				break;
 			}
 			if (is_leaf(value, level)) {
@@ -124,40 +142,122 @@ static void zap_leaf(struct cursor *c, struct list_head *tables)
 	}
 }
 
-static void flush_and_free(struct dune_vm *vm, struct list_head *tables)
+/* spin_needbreak, and so cond_resched_lock, sees who waits in fully preemptible kernels only. */
+static bool is_wanted(struct dune_vm *vm)
+{
+	return need_resched() || spin_is_contended(&vm->mmu_lock);
+}
+
+/* Nothing may be left to flush. */
+static void give_way(struct dune_vm *vm)
+{
+	spin_unlock(&vm->mmu_lock);
+	cond_resched();
+	cpu_relax();
+	spin_lock(&vm->mmu_lock);
+}
+
+/* One flush for all that was taken out; then its tables can be freed. */
+void dune_ept_finish(struct dune_vm *vm, struct dune_sweep *sweep)
 {
 	struct page *table, *next;
 
+	if (!sweep->zapped)
+		return;
 	dune_mmu_flush(vm);
-	list_for_each_entry_safe(table, next, tables, lru) {
+	list_for_each_entry_safe(table, next, &sweep->tables, lru) {
 		list_del(&table->lru);
-		free_table(table);
+		free_linked(vm, table);
 	}
+	dune_count_by(DUNE_STAT_ZAPPED, sweep->zapped);
+	sweep->zapped = 0;
 }
 
 /*
- * Unmaps [gpa, end) and what large pages stick out of it. With may_sleep the
- * lock may be dropped on the way: the caller has seen to it that nothing is
- * mapped there meanwhile.
+ * Takes out [gpa, end) and what large pages stick out of it; dune_ept_finish
+ * is owed before the lock is dropped. With may_sleep this drops it on the way,
+ * all flushed by then: the caller has seen to it that nothing is mapped there
+ * meanwhile.
  */
-void dune_ept_zap(struct dune_vm *vm, u64 gpa, u64 end, bool may_sleep)
+void dune_ept_gather(struct dune_vm *vm, u64 gpa, u64 end, bool may_sleep,
+		     struct dune_sweep *sweep)
 {
 	struct cursor c = { .gpa = gpa };
-	LIST_HEAD(tables);
-	u64 zapped = 0;
 
-	while (next_leaf(vm, &c, end)) {
-		zap_leaf(&c, &tables);
-		c.gpa = ((c.gpa >> shift_of(c.level)) + 1) << shift_of(c.level);
-		if (++zapped % BATCH == 0 && may_sleep &&
-		    (need_resched() || spin_needbreak(&vm->mmu_lock))) {
-			flush_and_free(vm, &tables);
-			cond_resched_lock(&vm->mmu_lock);
+	for (;;) {
+		while (next_leaf(vm, &c, end, &sweep->steps)) {
+			zap_leaf(&c, &sweep->tables);
+			step_over(&c, c.level);
+			sweep->zapped++;
+		}
+		if (c.gpa >= end)
+			return;
+		sweep->steps = 0;
+		if (may_sleep && is_wanted(vm)) {
+			dune_ept_finish(vm, sweep);
+			give_way(vm);
 		}
 	}
-	if (zapped)
-		flush_and_free(vm, &tables);
-	dune_count_by(DUNE_STAT_ZAPPED, zapped);
+}
+
+/* The same for one range, and flushed. */
+void dune_ept_zap(struct dune_vm *vm, u64 gpa, u64 end, bool may_sleep)
+{
+	DUNE_SWEEP(sweep);
+
+	dune_ept_gather(vm, gpa, end, may_sleep, &sweep);
+	dune_ept_finish(vm, &sweep);
+}
+
+/*
+ * For a caller that may not sleep: takes out [gpa, end) and all else that its
+ * root entries hold, 512 GiB each, in as many steps, however much is mapped.
+ * (What is missing then comes back by faults.) dune_ept_finish is owed as
+ * above; the tables stay for dune_ept_free_detached.
+ */
+void dune_ept_detach(struct dune_vm *vm, u64 gpa, u64 end, struct dune_sweep *sweep)
+{
+	struct cursor c = { .gpa = gpa };
+
+	for (; c.gpa < end; step_over(&c, EPT_LEVELS)) {
+		u64 *entry = entry_of(vm->root, c.gpa, EPT_LEVELS);
+		u64 value = READ_ONCE(*entry);
+
+		if (!(value & EPT_RWX))
+			continue;
+		WRITE_ONCE(*entry, 0);
+		count_entries(vm->root, -1);
+		list_add(&table_of(value)->lru, &vm->detached);
+		sweep->zapped++;
+	}
+}
+
+static void free_subtree(struct dune_vm *vm, struct page *table, int level)
+{
+	u64 *entries = page_address(table);
+	int i;
+
+	for (i = 0; level > 1 && i < 512; i++)
+		if ((entries[i] & EPT_RWX) && !is_leaf(entries[i], level))
+			free_subtree(vm, table_of(entries[i]), level - 1);
+	free_linked(vm, table);
+	cond_resched();
+}
+
+/* Without the lock: it may sleep. */
+void dune_ept_free_detached(struct dune_vm *vm)
+{
+	struct page *table, *next;
+	LIST_HEAD(tables);
+
+	/* Whoever put something there has flushed before the lock was free again. */
+	spin_lock(&vm->mmu_lock);
+	list_splice_init(&vm->detached, &tables);
+	spin_unlock(&vm->mmu_lock);
+	list_for_each_entry_safe(table, next, &tables, lru) {
+		list_del(&table->lru);
+		free_subtree(vm, table, EPT_LEVELS - 1);
+	}
 }
 
 /* Removes what is at the cursor's entry, a leaf or a table of leaves. */
@@ -199,6 +299,7 @@ again:
 
 			WRITE_ONCE(*entry, page_to_phys(new) | EPT_RWX);
 			count_entries(table, 1);
+			mm_inc_nr_ptes(vm->mm);
 			table = new;
 		} else {
 			table = table_of(old);
@@ -231,39 +332,46 @@ again:
 bool dune_ept_clear_dirty(struct dune_vm *vm, u64 gpa, u64 end)
 {
 	struct cursor c = { .gpa = gpa };
+	unsigned int steps = 0;
 	bool any = false;
-	u64 seen = 0;
 
-	while (next_leaf(vm, &c, end)) {
-		if (READ_ONCE(*c.entry[c.level]) & VMX_EPT_DIRTY_BIT) {
-			/* The CPU sets bits in this entry at the same time. */
-			clear_bit(ilog2(VMX_EPT_DIRTY_BIT), (unsigned long *)c.entry[c.level]);
-			any = true;
+	for (;;) {
+		while (next_leaf(vm, &c, end, &steps)) {
+			if (READ_ONCE(*c.entry[c.level]) & VMX_EPT_DIRTY_BIT) {
+				/* The CPU sets bits in this entry at the same time. */
+				clear_bit(ilog2(VMX_EPT_DIRTY_BIT),
+					  (unsigned long *)c.entry[c.level]);
+				any = true;
+			}
+			step_over(&c, c.level);
 		}
-		c.gpa = ((c.gpa >> shift_of(c.level)) + 1) << shift_of(c.level);
-		if (++seen % BATCH == 0 &&
-		    (need_resched() || spin_needbreak(&vm->mmu_lock))) {
+		if (c.gpa >= end)
+			return any;
+		steps = 0;
+		if (is_wanted(vm)) {
 			dune_mmu_flush(vm);
-			cond_resched_lock(&vm->mmu_lock);
+			give_way(vm);
 		}
 	}
-	return any;
 }
 
-/* Whether the guest used any of it since the accessed bits were cleared. */
-bool dune_ept_young(struct dune_vm *vm, u64 gpa, u64 end, bool clear)
+/*
+ * Whether the guest used any of it since the accessed bits were cleared. A
+ * hint: it ends after BATCH steps, which *steps counts over several calls.
+ */
+bool dune_ept_young(struct dune_vm *vm, u64 gpa, u64 end, bool clear, unsigned int *steps)
 {
 	struct cursor c = { .gpa = gpa };
 	bool young = false;
 
-	while (next_leaf(vm, &c, end)) {
+	while (next_leaf(vm, &c, end, steps)) {
 		if (READ_ONCE(*c.entry[c.level]) & VMX_EPT_ACCESS_BIT) {
 			young = true;
 			if (!clear)
 				break;
 			clear_bit(ilog2(VMX_EPT_ACCESS_BIT), (unsigned long *)c.entry[c.level]);
 		}
-		c.gpa = ((c.gpa >> shift_of(c.level)) + 1) << shift_of(c.level);
+		step_over(&c, c.level);
 	}
 	return young;
 }

@@ -30,6 +30,9 @@
  */
 #define WINDOW_CLOSING	BIT(31)
 
+/* Faults in a row at one address, each without a page in the end, before it is an exit. */
+#define FRUITLESS_MAX	100
+
 /* What the process's page table says about an address. */
 struct host_page {
 	u64 pfn;
@@ -53,6 +56,7 @@ void dune_mmu_flush(struct dune_vm *vm)
 	struct dune_vcpu *vcpu;
 	bool any = false;
 
+	dune_count(DUNE_STAT_SHOOTDOWNS);
 	atomic64_inc(&vm->flush_gen);
 	smp_mb__after_atomic();
 	list_for_each_entry(vcpu, &vm->vcpus, vm_node) {
@@ -112,12 +116,22 @@ static int range_start(struct mmu_notifier *mn, const struct mmu_notifier_range 
 	bool may_sleep = mmu_notifier_range_blockable(range);
 	u64 gpa, gpa_end;
 	struct dune_window *w;
+	DUNE_SWEEP(sweep);
 
 	spin_lock(&vm->mmu_lock);
 	begin_invalidation(vm, range->start, range->end);
-	for_each_overlap(vm, w, range->start, range->end, gpa, gpa_end)
-		dune_ept_zap(vm, gpa, gpa_end, may_sleep);
+	for_each_overlap(vm, w, range->start, range->end, gpa, gpa_end) {
+		/* The OOM reaper alone may not sleep, and what it comes for is dying. */
+		if (may_sleep)
+			dune_ept_gather(vm, gpa, gpa_end, true, &sweep);
+		else
+			dune_ept_detach(vm, gpa, gpa_end, &sweep);
+	}
+	/* However many windows show the range: one flush. */
+	dune_ept_finish(vm, &sweep);
 	spin_unlock(&vm->mmu_lock);
+	if (may_sleep && !list_empty(&vm->detached))
+		dune_ept_free_detached(vm);
 	dune_count(DUNE_STAT_INVALIDATIONS);
 	return 0;
 }
@@ -140,6 +154,7 @@ static void release(struct mmu_notifier *mn, struct mm_struct *mm)
 	vm->dead = true;
 	dune_ept_zap(vm, 0, 1ULL << EPT_BITS, true);
 	spin_unlock(&vm->mmu_lock);
+	dune_ept_free_detached(vm);
 }
 
 static bool young(struct mmu_notifier *mn, u64 start, u64 end, bool clear)
@@ -147,11 +162,15 @@ static bool young(struct mmu_notifier *mn, u64 start, u64 end, bool clear)
 	struct dune_vm *vm = container_of(mn, struct dune_vm, notifier);
 	u64 gpa, gpa_end;
 	struct dune_window *w;
+	unsigned int steps = 0;
 	bool any = false;
 
 	spin_lock(&vm->mmu_lock);
-	for_each_overlap(vm, w, start, end, gpa, gpa_end)
-		any |= dune_ept_young(vm, gpa, gpa_end, clear);
+	for_each_overlap(vm, w, start, end, gpa, gpa_end) {
+		any |= dune_ept_young(vm, gpa, gpa_end, clear, &steps);
+		if (any && !clear)
+			break;
+	}
 	spin_unlock(&vm->mmu_lock);
 	return any;
 }
@@ -184,6 +203,7 @@ int dune_mmu_init(struct dune_vm *vm)
 
 	spin_lock_init(&vm->mmu_lock);
 	INIT_LIST_HEAD(&vm->vcpus);
+	INIT_LIST_HEAD(&vm->detached);
 	atomic64_set(&vm->flush_gen, 1);
 	vm->root = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
 	if (!vm->root)
@@ -191,7 +211,6 @@ int dune_mmu_init(struct dune_vm *vm)
 	set_page_private(vm->root, 0);
 	vm->eptp = page_to_phys(vm->root) | VMX_EPTP_MT_WB | VMX_EPTP_PWL_4 |
 		   VMX_EPTP_AD_ENABLE_BIT;
-	vm->mm = current->mm;
 	vm->notifier.ops = &notifier_ops;
 	r = mmu_notifier_register(&vm->notifier, vm->mm);
 	if (r)
@@ -202,11 +221,9 @@ int dune_mmu_init(struct dune_vm *vm)
 /* No vCPU is left. */
 void dune_mmu_destroy(struct dune_vm *vm)
 {
+	/* Comes back after release, which empties the EPT; the mm may be gone then. */
 	mmu_notifier_unregister(&vm->notifier, vm->mm);
-	spin_lock(&vm->mmu_lock);
-	dune_ept_zap(vm, 0, 1ULL << EPT_BITS, true);
-	spin_unlock(&vm->mmu_lock);
-	WARN_ON_ONCE(page_private(vm->root));
+	WARN_ON_ONCE(page_private(vm->root) || !list_empty(&vm->detached));
 	__free_page(vm->root);
 }
 
@@ -383,7 +400,8 @@ static int try_map(struct dune_vcpu *vcpu, u64 gpa, bool write)
 	}
 	if (page.special || (w->flags & DUNE_WINDOW_READONLY))
 		page.writable = false;
-	level = fit_level(vm, w, gpa, page.level);
+	/* Of a special mapping only this page has been looked at. */
+	level = fit_level(vm, w, gpa, page.special ? 1 : page.level);
 	mask = (1ULL << 9 * (level - 1)) - 1;
 	if (invalidating(vm, hva & ~(mask << PAGE_SHIFT | ~PAGE_MASK), (mask + 1) << PAGE_SHIFT)) {
 		r = -EAGAIN;
@@ -424,10 +442,29 @@ static int fault_in(struct dune_vm *vm, unsigned long hva, bool write)
 		if (get_user(byte, (u8 __user *)hva))
 			return -EFAULT;
 		mmap_read_lock(vm->mm);
+	} else if (write && vma && hva >= vma->vm_start && (vma->vm_flags & VM_SHADOW_STACK)) {
+		/* The kernel would call it done, and no entry would ever be writable: walk_host. */
+		mmap_read_unlock(vm->mm);
+		return -EFAULT;
 	}
 	r = fixup_user_fault(vm->mm, hva, write ? FAULT_FLAG_WRITE : 0, &unlocked);
 	mmap_read_unlock(vm->mm);
 	return r;
+}
+
+/*
+ * The page was made, and try_map did not find it. Somebody was quicker to take
+ * it away, and the guest just faults again; but not for ever.
+ */
+static int again_or_never(struct dune_vcpu *vcpu, u64 gpa)
+{
+	if (vcpu->fruitless_gpa != gpa)
+		vcpu->fruitless = 0;
+	vcpu->fruitless_gpa = gpa;
+	if (++vcpu->fruitless < FRUITLESS_MAX)
+		return 0;
+	vcpu->fruitless = 0;
+	return -EFAULT;
 }
 
 /*
@@ -444,15 +481,18 @@ int dune_mmu_fault(struct dune_vcpu *vcpu, u64 gpa, bool write)
 		return r;
 	gpa &= PAGE_MASK;
 	r = try_map(vcpu, gpa, write);
-	if (r != -ENOENT) {
-		if (r == -EAGAIN)
-			dune_count(DUNE_STAT_FAULTS_RETRIED);
-		return r == -EAGAIN ? 0 : r;
+	if (r == -ENOENT) {
+		r = host_address(vcpu->vm, gpa, &hva) ?: fault_in(vcpu->vm, hva, write);
+		if (r)
+			return r;
+		r = try_map(vcpu, gpa, write);
+		if (r == -ENOENT)
+			return again_or_never(vcpu, gpa);
 	}
-	r = host_address(vcpu->vm, gpa, &hva) ?: fault_in(vcpu->vm, hva, write);
-	if (r)
-		return r;
-	/* If somebody was quicker to take it away the guest just faults again. */
-	r = try_map(vcpu, gpa, write);
-	return r == -EAGAIN || r == -ENOENT ? 0 : r;
+	if (r == -EAGAIN) {
+		dune_count(DUNE_STAT_FAULTS_RETRIED);
+		return 0;
+	}
+	vcpu->fruitless = 0;
+	return r;
 }

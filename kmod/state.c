@@ -63,8 +63,9 @@ static int check(const struct dune_state *state)
 		return -EINVAL;
 	if (state->cr3 >> c->gpa_bits || ((state->cr4 & X86_CR4_PCIDE) && (state->cr3 & 0xfff)))
 		return -EINVAL;
-	/* These go into host MSRs, where the CPU would raise #GP. */
-	if (!canonical(state->lstar) || !canonical(state->kernel_gs_base) || state->fmask >> 32)
+	/* These go into host MSRs, where the CPU would, or may, raise #GP. */
+	if (!canonical(state->lstar) || !canonical(state->kernel_gs_base) || state->fmask >> 32 ||
+	    (u32)state->star)
 		return -EINVAL;
 	return 0;
 }

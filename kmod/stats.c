@@ -21,6 +21,7 @@ static const char *const names[DUNE_STATS] = {
 	[DUNE_STAT_FAULTS_RETRIED] = "faults_retried",
 	[DUNE_STAT_INVALIDATIONS] = "invalidations",
 	[DUNE_STAT_ZAPPED] = "pages_zapped",
+	[DUNE_STAT_SHOOTDOWNS] = "shootdowns",
 	[DUNE_STAT_FLUSHES] = "tlb_flushes",
 	[DUNE_STAT_KICKS] = "kicks",
 	[DUNE_STAT_MIGRATIONS] = "vmcs_loads",

@@ -11,13 +11,44 @@
 
 #include "dune.h"
 
+static LIST_HEAD(vms);
+static DEFINE_MUTEX(vms_lock);
+
+/* One more VM of vm->mm. Each is an MMU notifier, which costs all that the process does to its memory. */
+static int vm_link(struct dune_vm *vm)
+{
+	struct dune_vm *other;
+	int count = 0;
+
+	mutex_lock(&vms_lock);
+	list_for_each_entry(other, &vms, node)
+		count += other->mm == vm->mm;
+	if (count < DUNE_VMS_MAX)
+		list_add(&vm->node, &vms);
+	mutex_unlock(&vms_lock);
+	return count < DUNE_VMS_MAX ? 0 : -EMFILE;
+}
+
+static void vm_unlink(struct dune_vm *vm)
+{
+	mutex_lock(&vms_lock);
+	list_del(&vm->node);
+	mutex_unlock(&vms_lock);
+}
+
+static void vm_free(struct dune_vm *vm)
+{
+	free_cpumask_var(vm->kick_mask);
+	kvfree(vm);
+}
+
 static void vm_destroy(struct kref *kref)
 {
 	struct dune_vm *vm = container_of(kref, struct dune_vm, kref);
 
+	vm_unlink(vm);	/* while it holds the mm: another process may get that address */
 	dune_mmu_destroy(vm);
-	free_cpumask_var(vm->kick_mask);
-	kvfree(vm);
+	vm_free(vm);
 	dune_vmx_put();
 }
 
@@ -125,13 +156,17 @@ static struct dune_vm *vm_alloc(const struct dune_vm_config *config)
 	vm->max_level = 1;
 	if (vm->features & DUNE_FEATURE_LARGE_2M)
 		vm->max_level = vm->features & DUNE_FEATURE_LARGE_1G ? 3 : 2;
+	vm->mm = current->mm;
+	r = vm_link(vm);
+	if (r)
+		goto failed;
 	r = dune_mmu_init(vm);
-	if (r) {
-		free_cpumask_var(vm->kick_mask);
-		kvfree(vm);
-		return ERR_PTR(r);
-	}
-	return vm;
+	if (!r)
+		return vm;
+	vm_unlink(vm);
+failed:
+	vm_free(vm);
+	return ERR_PTR(r);
 }
 
 /* A new VM's descriptor, or an error. */

@@ -23,7 +23,7 @@
 
 static bool allow_l1tf;
 module_param(allow_l1tf, bool, 0444);
-MODULE_PARM_DESC(allow_l1tf, "load on CPUs with L1TF that cannot flush their L1 cache (default 0)");
+MODULE_PARM_DESC(allow_l1tf, "load on CPUs with L1TF that cannot flush their L1 cache, or have SMT on (default 0)");
 static bool enable_pml = true;
 module_param(enable_pml, bool, 0444);
 MODULE_PARM_DESC(enable_pml, "offer the page-modification log where the CPU has it (default 1)");
@@ -170,6 +170,15 @@ static void probe_guest_bits(void)
 	c->gpa_bits = min_t(u32, EPT_BITS, boot_cpu_data.x86_phys_bits);
 }
 
+/* A flush at entry takes away what was in the L1 data cache, not what a sibling thread puts there meanwhile. */
+static int check_smt(void)
+{
+	if (!boot_cpu_has_bug(X86_BUG_L1TF) || !sched_smt_active() || allow_l1tf)
+		return 0;
+	pr_err_ratelimited("dune: this CPU has the L1TF bug and SMT is on: boot with nosmt, or write off to /sys/devices/system/cpu/smt/control, or load with allow_l1tf=1 if every user of dune may read what the sibling thread has in the L1 data cache\n");
+	return -EPERM;
+}
+
 /* Whether this machine will do; says what is missing otherwise. */
 int dune_vmx_probe(void)
 {
@@ -209,8 +218,11 @@ int dune_vmx_probe(void)
 			pr_err("dune: this CPU has the L1TF bug and cannot flush its L1 data cache: update the microcode, or load with allow_l1tf=1 if every user of dune may read all memory\n");
 			return -EPERM;
 		}
+		r = check_smt();
+		if (r)
+			return r;
 		if (sched_smt_active())
-			pr_warn("dune: this CPU has the L1TF bug and SMT is on: a guest can read what the sibling thread has in the L1 data cache; boot with nosmt if that matters\n");
+			pr_warn("dune: this CPU has the L1TF bug and SMT is on: every user of dune can read what the sibling thread has in the L1 data cache\n");
 	}
 	probe_guest_bits();
 	dune_fpu_probe();
@@ -287,7 +299,7 @@ static int cpu_starting(unsigned int cpu)
 		pr_err_ratelimited("dune: CPU %u is in VMX operation already: a hypervisor (kvm_intel) has VMs, or keeps it on; end its VMs, or unload it\n",
 		       cpu);
 	else if (r)
-		pr_err("dune: VMX cannot be turned on on CPU %u (error %d)\n", cpu, r);
+		pr_err_ratelimited("dune: VMX cannot be turned on on CPU %u (error %d)\n", cpu, r);
 	return r;
 }
 
@@ -300,8 +312,11 @@ static int cpu_stopping(unsigned int cpu)
 /* One more VM: VMX is on, on every CPU, until dune_vmx_put. */
 int dune_vmx_get(void)
 {
-	int r = 0;
+	/* SMT may have come on since the module was loaded. */
+	int r = check_smt();
 
+	if (r)
+		return r;
 	mutex_lock(&users_lock);
 	if (!users) {
 		r = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "x86/dune:online",

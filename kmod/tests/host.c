@@ -349,6 +349,41 @@ static void there_is_an_end_to_vcpus(void)
 	check_errno(ioctl(vm.fd, DUNE_VM_CREATE_VCPU, &config), EMFILE);
 }
 
+/* Each is an MMU notifier, which costs everything that the process does to its memory, and every fork. */
+#define VMS_MAX	64
+
+static void there_is_an_end_to_vms(void)
+{
+	struct dune_vm_config config = { 0 };
+	int i, status, fd = -1;
+
+	vm_open(&vm, 0);
+	vcpu_open(&vm, &vcpu, 0);
+	for (i = 0; i < VMS_MAX - 1; i++) {
+		fd = ioctl(vm.device, DUNE_CREATE_VM, &config);
+		check(fd >= 0);
+	}
+	check_errno(ioctl(vm.device, DUNE_CREATE_VM, &config), EMFILE);
+	run_a_guest();
+	/* They are the process's, not the descriptors'. */
+	if (!fork()) {
+		check(ioctl(vm.device, DUNE_CREATE_VM, &config) >= 0);
+		check(!close(fd));
+		_exit(0);
+	}
+	check(wait(&status) > 0 && !status);
+	check_errno(ioctl(vm.device, DUNE_CREATE_VM, &config), EMFILE);
+	/* One goes, one may come. */
+	check(!close(fd));
+	check(ioctl(vm.device, DUNE_CREATE_VM, &config) >= 0);
+	check_errno(ioctl(vm.device, DUNE_CREATE_VM, &config), EMFILE);
+	/* It is there as long as it has a vCPU. */
+	check(!close(vm.fd));
+	check_errno(ioctl(vm.device, DUNE_CREATE_VM, &config), EMFILE);
+	vcpu_close(&vcpu);
+	check(ioctl(vm.device, DUNE_CREATE_VM, &config) >= 0);
+}
+
 #define TEST(name)	{ "host_" #name, name }
 const struct test host_tests[] = {
 	TEST(the_ldt_and_the_segments_are_restored),
@@ -358,5 +393,6 @@ const struct test host_tests[] = {
 	TEST(the_run_page_may_change_during_a_run),
 	TEST(descriptors_that_were_sent),
 	TEST(there_is_an_end_to_vcpus),
+	TEST(there_is_an_end_to_vms),
 	{ NULL, NULL },
 };

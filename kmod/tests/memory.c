@@ -619,6 +619,78 @@ static void invalidations_lose_no_write(void)
 	check(base[0] > 0);
 }
 
+#define ALIASES	64
+
+/* A page that many windows show goes out of all of them, by one flush. */
+static void aliases_go_by_one_flush(void)
+{
+	volatile uint8_t *p = low_pages(PAGE), *alias = (void *)FOUR_GIB;
+	uint64_t *pdpt, *pd = low_pages(PAGE), *pt = low_pages(PAGE);
+	uint64_t shootdowns, zapped, i;
+
+	open_one(0);
+	/* Windows behind the one that there is; in the guest, behind its 4 GiB. */
+	pdpt = (void *)(vm.pml4[0] & ~(PAGE - 1));
+	pdpt[4] = (uintptr_t)pd | 7;
+	pd[0] = (uintptr_t)pt | 7;
+	for (i = 0; i < ALIASES; i++) {
+		struct dune_window w = {
+			.gpa = FOUR_GIB + i * PAGE, .hva = (uintptr_t)p, .size = PAGE,
+		};
+
+		check(!ioctl(vm.fd, DUNE_VM_MAP_WINDOW, &w));
+		pt[i] = w.gpa | 7;
+		guest_writes(alias + i * PAGE + i);
+		check_eq(p[i], 0x5a);
+	}
+	zapped = statistic("pages_zapped");
+	shootdowns = statistic("shootdowns");
+	check(!madvise((void *)p, PAGE, MADV_DONTNEED));
+	shootdowns = statistic("shootdowns") - shootdowns;
+	zapped = statistic("pages_zapped") - zapped;
+	check(zapped >= ALIASES);
+	/* The kernel may want another of the process's pages meanwhile. */
+	check(shootdowns >= 1 && shootdowns <= 4);
+	for (i = 0; i < ALIASES; i++)
+		check_eq(guest_reads(alias + i * PAGE + i), 0);
+}
+
+/* Of page tables: in KiB. */
+static long page_tables(void)
+{
+	FILE *file = fopen("/proc/self/status", "r");
+	char line[256];
+	long kib = -1;
+
+	check(file);
+	while (fgets(line, sizeof(line), file))
+		sscanf(line, "VmPTE: %ld kB", &kib);
+	fclose(file);
+	check(kib >= 0);
+	return kib;
+}
+
+/* The OOM killer goes by what this says. That all goes again is looked at by the kernel, when the process ends. */
+static void tables_count_for_the_process(void)
+{
+	struct dune_window all = { .size = FOUR_GIB };
+	volatile uint8_t *p = low_pages(32 * MB2);
+	long before, with_ept;
+	int i;
+
+	open_one(0);
+	check(!madvise((void *)p, 32 * MB2, MADV_NOHUGEPAGE));
+	for (i = 0; i < 32; i++)
+		p[i * MB2] = 1;
+	before = page_tables();
+	for (i = 0; i < 32; i++)
+		guest_writes(p + i * MB2);
+	with_ept = page_tables();
+	check(with_ept >= before + 32 * 4);
+	check(!ioctl(vm.fd, DUNE_VM_UNMAP_WINDOW, &all));
+	check(page_tables() <= with_ept - 32 * 4);
+}
+
 #define TEST(name)	{ "memory_" #name, name }
 const struct test memory_tests[] = {
 	TEST(pages_come_when_touched),
@@ -642,5 +714,7 @@ const struct test memory_tests[] = {
 	TEST(collapsed_pages_are_followed),
 	TEST(device_memory_is_refused),
 	TEST(invalidations_lose_no_write),
+	TEST(aliases_go_by_one_flush),
+	TEST(tables_count_for_the_process),
 	{ NULL, NULL },
 };

@@ -210,6 +210,8 @@ static void states(void)
 	STATE(s.lstar = 1ULL << 62);
 	STATE(s.kernel_gs_base = 0x8000000000000000ULL);
 	STATE(s.fmask = 1ULL << 32);
+	STATE(s.star |= 1);
+	STATE(s.star |= 1U << 31);
 	for (i = 0; i < sizeof(s.reserved) / 8; i++)
 		STATE(s.reserved[i] = 1);
 	check(!ioctl(vcpu.fd, DUNE_VCPU_SET_STATE, &good));

@@ -8,7 +8,7 @@
  * Rules for every structure: widths are fixed, "reserved" is zero on the way
  * in (else EINVAL) and zero on the way out. A descriptor works only in the
  * process that made it: after fork the child gets EIO. Every call may be
- * repeated after EINTR.
+ * repeated after EINTR. Where there are too many of something it is EMFILE.
  *
  *   /dev/dune --CREATE_VM--> VM descriptor --CREATE_VCPU--> vCPU descriptor
  *
@@ -106,7 +106,7 @@ struct dune_table {
 
 /*
  * DUNE_VCPU_SET_STATE, DUNE_VCPU_GET_STATE: what is not in the run page.
- * fs.base and gs.base are there, and zero here.
+ * fs.base and gs.base are there, and zero here; so are the low 32 bits of star.
  */
 struct dune_state {
 	struct dune_segment cs, ss, ds, es, fs, gs, tr, ldtr;
