@@ -348,11 +348,11 @@ fn a_child_forked_by_a_signal_handler_in_a_collection_takes_nothing_from_its_par
     for tracker in trackers() {
         // Where faults are dear there are fewer, in some requests all the same.
         let few = tracker.source() != Source::PagemapScan;
-        let (pages, step) = if few { (12_000, 4) } else { (100_000, 1) };
+        let (pages, step) = if few { (6_000, 4) } else { (100_000, 1) };
         let memory = Memory::touched(pages);
         let region = memory.track(&tracker);
         let mut bits = vec![0; barchan::bitmap::words_for(pages)];
-        for round in (0..24).step_by(step) {
+        for round in (0..8).step_by(step) {
             (0..pages).step_by(2).for_each(|page| memory.write(page));
             bits.fill(0);
             STATUS.store(NOT_YET, Ordering::SeqCst);
@@ -368,7 +368,7 @@ fn a_child_forked_by_a_signal_handler_in_a_collection_takes_nothing_from_its_par
                         std::hint::spin_loop();
                     }
                     // Somewhere in the collection, most likely.
-                    let (now, delay) = (Instant::now(), Duration::from_micros(40 * round));
+                    let (now, delay) = (Instant::now(), Duration::from_micros(120 * round));
                     while now.elapsed() < delay {
                         std::hint::spin_loop();
                     }
