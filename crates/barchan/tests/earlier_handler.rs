@@ -142,6 +142,15 @@ fn a_handler_that_was_replaced_is_an_error_when_opening_again() {
     });
 }
 
+/// Whether the tracker's faults reach its handler.
+fn reports_a_store(tracker: &Tracker) -> bool {
+    let memory = Memory::touched(4);
+    let region = memory.track(tracker);
+    collect(&region);
+    memory.write(2);
+    collect(&region) == [2]
+}
+
 /// In a child, the wait status of the next that is forked as the handler is about to be installed.
 static FORKED: AtomicI32 = AtomicI32::new(0);
 const TO_BE_FORKED: i32 = -1;
@@ -168,12 +177,7 @@ unsafe extern "C" fn sigaction(
                 libc::sigemptyset(&mut none);
                 libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
             }
-            let tracker = tracker(Source::Mprotect).expect("mprotect is everywhere");
-            let memory = Memory::touched(4);
-            let region = memory.track(&tracker);
-            collect(&region);
-            memory.write(2);
-            collect(&region) == [2]
+            reports_a_store(&tracker(Source::Mprotect).expect("mprotect is everywhere"))
         });
         FORKED.store(status, Ordering::SeqCst);
     }
@@ -197,10 +201,6 @@ fn a_child_forked_before_the_handler_is_installed_installs_its_own() {
         FORKED.store(TO_BE_FORKED, Ordering::SeqCst);
         let tracker = tracker(Source::Mprotect).expect("mprotect is everywhere");
         assert_eq!(FORKED.load(Ordering::SeqCst), 0);
-        let memory = Memory::touched(4);
-        let region = memory.track(&tracker);
-        collect(&region);
-        memory.write(2);
-        collect(&region) == [2]
+        reports_a_store(&tracker)
     });
 }

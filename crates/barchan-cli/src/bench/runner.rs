@@ -199,12 +199,10 @@ fn last_lines(text: &str) -> String {
 
 /// Refuses a run on another collector than the one that was meant.
 fn check_library(found: Option<&str>, wanted: &Path) -> Result<(), String> {
-    let Some(found) = found else { return Ok(()) };
-    let dir = Path::new(found).parent().and_then(|dir| dir.canonicalize().ok());
-    if dir.is_some() && dir == wanted.canonicalize().ok() {
-        return Ok(());
+    match found.filter(|found| !record::is_in(Path::new(found), wanted)) {
+        None => Ok(()),
+        Some(found) => Err(format!("it loaded {found}, not the collector in {}", wanted.display())),
     }
-    Err(format!("it loaded {found}, not the collector in {}", wanted.display()))
 }
 
 /// The workload's JSON, in this program's units.

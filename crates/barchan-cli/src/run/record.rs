@@ -118,8 +118,12 @@ pub(crate) fn read_all(dir: &Path, pid: u64) -> Vec<Summary> {
 
 /// Whether the collector was loaded from `dir`, where that is known.
 pub(crate) fn is_from(summary: &Summary, dir: &Path) -> bool {
-    let Some(library) = &summary.gc_library else { return true };
-    let found = library.parent().and_then(|dir| dir.canonicalize().ok());
+    summary.gc_library.as_deref().is_none_or(|library| is_in(library, dir))
+}
+
+/// Whether a file lies in `dir`, by whatever name.
+pub(crate) fn is_in(file: &Path, dir: &Path) -> bool {
+    let found = file.parent().and_then(|dir| dir.canonicalize().ok());
     found.is_some() && found == dir.canonicalize().ok()
 }
 

@@ -6,7 +6,11 @@
 
 use std::sync::Arc;
 
-use crate::{KernelWrites, PageRange, RegionError, Source, Stats, Unavailable, WriteTracker};
+use crate::stats::{Counters, ScanTimer};
+use crate::write_tracker::check_bitmap;
+use crate::{
+    KernelWrites, PageRange, RegionError, Source, Stats, Unavailable, WriteTracker, bitmap,
+};
 
 pub(crate) mod all_dirty;
 pub(crate) mod guest;
@@ -34,6 +38,45 @@ pub(crate) trait Opened: Send + Sync {
         self: Arc<Self>,
         range: PageRange,
     ) -> Result<Box<dyn WriteTracker>, RegionError>;
+}
+
+/// A region that the kernel knows through a descriptor: a forked child has to register it anew, and until then all
+/// of its pages are dirty.
+trait Registered: WriteTracker {
+    fn counters(&self) -> &Counters;
+
+    /// Whether it is registered in this process.
+    fn is_attached(&self) -> bool;
+
+    /// ORs what is dirty into `bits`, protecting it if `reset`; how many pages that are.
+    fn scan(&self, range: PageRange, reset: bool, bits: &mut [u64]) -> usize;
+
+    /// As [`WriteTracker::peek`].
+    fn peek_registered(&self, range: PageRange, bits: &mut [u64]) -> Result<(), RegionError> {
+        check_bitmap(self.range(), range, bits)?;
+        let _timer = ScanTimer::start(self.counters());
+        if self.is_attached() {
+            self.scan(range, false, bits);
+        } else {
+            bitmap::set_run(bits, 0, range.pages());
+        }
+        Ok(())
+    }
+
+    /// As [`WriteTracker::collect_and_reset`].
+    fn collect_registered(&self, range: PageRange, bits: &mut [u64]) -> Result<usize, RegionError> {
+        check_bitmap(self.range(), range, bits)?;
+        let _timer = ScanTimer::start(self.counters());
+        let dirty = if self.is_attached() {
+            self.scan(range, true, bits)
+        } else {
+            bitmap::set_run(bits, 0, range.pages());
+            self.arm(range)?;
+            range.pages()
+        };
+        self.counters().collected(dirty);
+        Ok(dirty)
+    }
 }
 
 /// Opens `source`; whether it then also works is for the probe to see.

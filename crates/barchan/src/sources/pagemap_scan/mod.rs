@@ -21,15 +21,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::descriptors::{Descriptors, are_holes_apart, is_lost, register, release};
-use super::Opened;
+use super::{Opened, Registered};
 use crate::bitmap;
 use crate::os::lock::EpochLock;
 use crate::os::own::OwnCell;
 use crate::os::pagemap::{Found, Query, Scanned};
 use crate::os::syscall::SignalMask;
 use crate::os::{epoch, syscall};
-use crate::stats::{Counters, ScanTimer};
-use crate::write_tracker::{check_bitmap, check_inside};
+use crate::stats::Counters;
+use crate::write_tracker::check_inside;
 use crate::{
     Errno, KernelWrites, PAGE_SIZE, PageRange, RegionError, Source, Stats, Unavailable,
     WriteTracker,
@@ -176,11 +176,6 @@ impl PagemapScanRegion {
         self.is_attached().then(|| self.shared.fds())
     }
 
-    /// Whether the region is registered in this process.
-    fn is_attached(&self) -> bool {
-        self.epoch.load(Ordering::Acquire) == epoch::current()
-    }
-
     /// Registers `range` in this process, opening descriptors of its own if needed. With all signals blocked.
     fn attach(&self, range: PageRange) -> Result<Descriptors, RegionError> {
         let fds = self.shared.fds_reopened().map_err(|why| RegionError::System {
@@ -194,22 +189,6 @@ impl PagemapScanRegion {
             self.epoch.store(epoch::current(), Ordering::Release);
         }
         Ok(fds)
-    }
-
-    /// Scans `range` and ORs the dirty pages into `bits`, arming them if `reset`; returns their
-    /// number.
-    ///
-    /// What the kernel does not answer for is dirty.
-    fn scan(&self, range: PageRange, reset: bool, bits: &mut [u64]) -> usize {
-        let with = |query: Query| if reset { query.protecting() } else { query.checking() };
-        let written = self.scan_for(with(self.shared.written), range, bits);
-        if !self.shared.holes_apart {
-            return written;
-        }
-        // In this order: a hole that is written to after the first scan is found by neither, and
-        // stays unprotected for the next collection, as is right for a concurrent write. A page
-        // that becomes a hole after the first scan is found by the second.
-        (written + self.scan_for(with(Query::ABSENT), range, bits)).min(range.pages())
     }
 
     /// ORs the pages of `range` that match `query` into `bits`; returns their number.
@@ -302,6 +281,29 @@ impl PagemapScanRegion {
     }
 }
 
+impl Registered for PagemapScanRegion {
+    fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    fn is_attached(&self) -> bool {
+        self.epoch.load(Ordering::Acquire) == epoch::current()
+    }
+
+    /// What the kernel does not answer for is dirty.
+    fn scan(&self, range: PageRange, reset: bool, bits: &mut [u64]) -> usize {
+        let with = |query: Query| if reset { query.protecting() } else { query.checking() };
+        let written = self.scan_for(with(self.shared.written), range, bits);
+        if !self.shared.holes_apart {
+            return written;
+        }
+        // In this order: a hole that is written to after the first scan is found by neither, and
+        // stays unprotected for the next collection, as is right for a concurrent write. A page
+        // that becomes a hole after the first scan is found by the second.
+        (written + self.scan_for(with(Query::ABSENT), range, bits)).min(range.pages())
+    }
+}
+
 impl WriteTracker for PagemapScanRegion {
     fn source(&self) -> Source {
         Source::PagemapScan
@@ -370,28 +372,11 @@ impl WriteTracker for PagemapScanRegion {
     }
 
     fn peek(&self, range: PageRange, bits: &mut [u64]) -> Result<(), RegionError> {
-        check_bitmap(self.range, range, bits)?;
-        let _timer = ScanTimer::start(&self.shared.counters);
-        if self.is_attached() {
-            self.scan(range, false, bits);
-        } else {
-            bitmap::set_run(bits, 0, range.pages());
-        }
-        Ok(())
+        self.peek_registered(range, bits)
     }
 
     fn collect_and_reset(&self, range: PageRange, bits: &mut [u64]) -> Result<usize, RegionError> {
-        check_bitmap(self.range, range, bits)?;
-        let _timer = ScanTimer::start(&self.shared.counters);
-        let dirty = if self.is_attached() {
-            self.scan(range, true, bits)
-        } else {
-            bitmap::set_run(bits, 0, range.pages());
-            self.arm(range)?;
-            range.pages()
-        };
-        self.shared.counters.collected(dirty);
-        Ok(dirty)
+        self.collect_registered(range, bits)
     }
 
     fn remapped(&self, range: PageRange) -> Result<(), RegionError> {

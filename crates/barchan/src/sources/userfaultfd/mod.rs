@@ -33,14 +33,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::descriptors::{CHUNK, ChunkBits, Refused};
 use self::monitor::{Monitor, Request};
-use super::Opened;
+use super::{Opened, Registered};
 use crate::bitmap;
 use crate::os::epoch;
 use crate::os::lock::EpochLock;
 use crate::os::syscall::SignalMask;
 use crate::os::uffd::{Mode, Protect};
-use crate::stats::{Counters, ScanTimer};
-use crate::write_tracker::{check_bitmap, check_inside};
+use crate::stats::Counters;
+use crate::write_tracker::check_inside;
 use crate::{
     Errno, KernelWrites, PageRange, RegionError, Source, Stats, Unavailable, WriteTracker,
 };
@@ -161,11 +161,6 @@ fn refused(range: PageRange, (step, errno): Refused) -> RegionError {
 }
 
 impl UserfaultfdRegion {
-    /// Whether the region is registered in this process.
-    fn is_attached(&self) -> bool {
-        self.epoch.load(Ordering::Acquire) == epoch::current()
-    }
-
     fn attach(&self) -> Result<(), RegionError> {
         // A child that a signal handler forked in between would take the parent's monitor for its own.
         let _mask = SignalMask::all_blocked();
@@ -193,8 +188,17 @@ impl UserfaultfdRegion {
             self.shared.ask(Request::Protect(part, what)).map_err(|why| refused(part, why))
         })
     }
+}
 
-    /// Reports the pages of `range` that are not protected, and protects them if `reset`.
+impl Registered for UserfaultfdRegion {
+    fn counters(&self) -> &Counters {
+        self.shared.counters
+    }
+
+    fn is_attached(&self) -> bool {
+        self.epoch.load(Ordering::Acquire) == epoch::current()
+    }
+
     fn scan(&self, range: PageRange, reset: bool, bits: &mut [u64]) -> usize {
         let mut chunk: ChunkBits = [0; CHUNK / 64];
         range.chunks(CHUNK).fold(0, |dirty, (first, part)| {
@@ -238,28 +242,11 @@ impl WriteTracker for UserfaultfdRegion {
     }
 
     fn peek(&self, range: PageRange, bits: &mut [u64]) -> Result<(), RegionError> {
-        check_bitmap(self.range, range, bits)?;
-        let _timer = ScanTimer::start(self.shared.counters);
-        if self.is_attached() {
-            self.scan(range, false, bits);
-        } else {
-            bitmap::set_run(bits, 0, range.pages());
-        }
-        Ok(())
+        self.peek_registered(range, bits)
     }
 
     fn collect_and_reset(&self, range: PageRange, bits: &mut [u64]) -> Result<usize, RegionError> {
-        check_bitmap(self.range, range, bits)?;
-        let _timer = ScanTimer::start(self.shared.counters);
-        let dirty = if self.is_attached() {
-            self.scan(range, true, bits)
-        } else {
-            bitmap::set_run(bits, 0, range.pages());
-            self.arm(range)?;
-            range.pages()
-        };
-        self.shared.counters.collected(dirty);
-        Ok(dirty)
+        self.collect_registered(range, bits)
     }
 
     fn remapped(&self, range: PageRange) -> Result<(), RegionError> {
