@@ -29,6 +29,7 @@ pub const CHOICES: &[&str] = &[
     "room",
     "populate",
     "requested",
+    "idle",
 ];
 
 /// How exactly a patch must fit.
