@@ -1,6 +1,7 @@
 //! `cargo xtask ci`: every check and every test, one step after the other, counted.
 //!
-//! A step that fails does not stop the next ones: one run tells all there is to mend. Each
+//! Only what keeps one processor busy and does not look at the clock goes on in two lanes at once: Bochs, whose time
+//! is that of the instructions it has executed, and the model checker. A step that fails does not stop the next ones: one run tells all there is to mend. Each
 //! step has a time limit, and so has the whole: a hang is a failure, not a lost machine.
 
 use std::process::{Command, ExitCode};
@@ -37,12 +38,29 @@ pub(crate) struct Args {
     limit_minutes: u64,
 }
 
+/// Something to run, for so many minutes at most.
+struct Step {
+    name: &'static str,
+    minutes: u64,
+    command: Command,
+}
+
+/// All that there is to do.
+struct Plan {
+    before: Vec<Step>,
+    /// Two lanes at once, each one step after the other.
+    lanes: [Vec<Step>; 2],
+    after: Vec<Step>,
+}
+
 /// What came of a step.
 struct Outcome {
     name: &'static str,
     took: Duration,
     tally: Tally,
     failure: Option<String>,
+    /// The user has interrupted it: there should be no other.
+    is_interrupted: bool,
 }
 
 /// The run: what has been done, and how long there is.
@@ -63,21 +81,18 @@ pub(crate) fn command(args: &Args) -> anyhow::Result<ExitCode> {
         interrupted: interrupt_flag()?,
         outcomes: Vec::new(),
     };
-    let mut steps = steps()?;
+    let mut plan = plan()?;
     if let Some(why) = guest::native_unusable() {
-        steps.retain(|(name, ..)| *name != NATIVE);
+        plan.after.retain(|step| step.name != NATIVE);
         run.skip(NATIVE, &why);
     }
-    for (name, minutes, command) in steps {
-        if !run.step(name, minutes, command)? {
-            break;
-        }
+    if run.one_by_one(plan.before)? && run.in_lanes(plan.lanes)? {
+        run.one_by_one(plan.after)?;
     }
     Ok(run.conclude(start.elapsed()))
 }
 
-/// The steps: a name, a limit in minutes, and what is run.
-fn steps() -> anyhow::Result<Vec<(&'static str, u64, Command)>> {
+fn plan() -> anyhow::Result<Plan> {
     let root = cargo::root()?;
     let layout = Layout::new(&root).map_err(|e| anyhow::anyhow!("{e}"))?;
     let mut clippy = cargo::cargo(&["clippy", "--workspace", "--all-targets"])?;
@@ -105,40 +120,50 @@ fn steps() -> anyhow::Result<Vec<(&'static str, u64, Command)>> {
         command.args(guest::suite_command(host, kernel));
         anyhow::Ok(command)
     };
-    Ok(vec![
-        ("format", 2, cargo::cargo(&["fmt", "--all", "--check"])?),
-        ("lint", 10, clippy),
-        ("build", 15, cargo::barchan(&["build"])?),
-        ("tests", 30, tests),
-        ("loom", 10, loom),
-        ("workloads", 15, workloads),
-        ("kmod", 20, module),
-        ("kmod-smp", 15, module_smp),
-        (NATIVE, 10, suite("native", None)?),
-        ("tcg-6.1", 10, suite("tcg", Some(Series::V6_1))?),
-        ("tcg-6.12", 10, suite("tcg", Some(Series::V6_12))?),
-        ("bochs-6.1", 15, suite("bochs", Some(Series::V6_1))?),
-        ("bochs-6.12", 15, suite("bochs", Some(Series::V6_12))?),
-    ])
+    let step = |name, minutes, command| Step { name, minutes, command };
+    Ok(Plan {
+        before: vec![
+            step("format", 2, cargo::cargo(&["fmt", "--all", "--check"])?),
+            step("lint", 10, clippy),
+            step("build", 15, cargo::barchan(&["build"])?),
+            step("tests", 30, tests),
+            step("workloads", 15, workloads),
+        ],
+        lanes: [
+            vec![step("kmod", 20, module), step("kmod-smp", 15, module_smp)],
+            vec![
+                step("loom", 10, loom),
+                step("bochs-6.1", 15, suite("bochs", Some(Series::V6_1))?),
+                step("bochs-6.12", 15, suite("bochs", Some(Series::V6_12))?),
+            ],
+        ],
+        after: vec![
+            step(NATIVE, 10, suite("native", None)?),
+            step("tcg-6.1", 10, suite("tcg", Some(Series::V6_1))?),
+            step("tcg-6.12", 10, suite("tcg", Some(Series::V6_12))?),
+        ],
+    })
 }
 
-impl Run {
-    /// Notes that a step is not run, and why.
-    fn skip(&mut self, name: &'static str, why: &str) {
-        let skipped = vec![format!("skipped: step {name}: {why}")];
-        let tally = Tally { skipped, ..Tally::default() };
-        self.outcomes.push(Outcome { name, took: Duration::ZERO, tally, failure: None });
-    }
-
-    /// Runs one step; `false` if there should be no other.
-    fn step(&mut self, name: &'static str, minutes: u64, command: Command) -> anyhow::Result<bool> {
-        println!("\n==> {name}");
+impl Step {
+    /// Runs it; each line is shown after `prefix`.
+    fn run(
+        self,
+        prefix: &str,
+        deadline: Instant,
+        interrupted: &AtomicBool,
+    ) -> anyhow::Result<Outcome> {
+        let Self { name, minutes, command } = self;
+        println!("\n{prefix}==> {name}");
         let start = Instant::now();
         let limit =
-            Duration::from_secs(60 * minutes).min(self.deadline.saturating_duration_since(start));
+            Duration::from_secs(60 * minutes).min(deadline.saturating_duration_since(start));
         let mut tally = Tally::default();
-        let end = step::run(command, limit, &self.interrupted, |line| tally.line(line))?;
-        let interrupted = end == End::Interrupted;
+        let end = step::run_quietly(command, limit, interrupted, |line| {
+            println!("{prefix}{line}");
+            tally.line(line);
+        })?;
+        let is_interrupted = end == End::Interrupted;
         let failure = match end {
             End::Success if tally.failed == 0 => None,
             End::Success => Some("failures were counted, yet it exited with 0".to_owned()),
@@ -148,8 +173,64 @@ impl Run {
         if failure.is_some() {
             tally.failed = tally.failed.max(1);
         }
-        self.outcomes.push(Outcome { name, took: start.elapsed(), tally, failure });
-        Ok(!interrupted)
+        Ok(Outcome { name, took: start.elapsed(), tally, failure, is_interrupted })
+    }
+}
+
+impl Run {
+    /// Notes that a step is not run, and why.
+    fn skip(&mut self, name: &'static str, why: &str) {
+        let skipped = vec![format!("skipped: step {name}: {why}")];
+        let tally = Tally { skipped, ..Tally::default() };
+        self.outcomes.push(Outcome {
+            name,
+            took: Duration::ZERO,
+            tally,
+            failure: None,
+            is_interrupted: false,
+        });
+    }
+
+    /// Runs steps one after the other; `false` if there should be no others.
+    fn one_by_one(&mut self, steps: Vec<Step>) -> anyhow::Result<bool> {
+        for step in steps {
+            self.outcomes.push(step.run("", self.deadline, &self.interrupted)?);
+            if self.is_interrupted() {
+                break;
+            }
+        }
+        Ok(!self.is_interrupted())
+    }
+
+    /// Runs two lanes of steps at once, each one step after the other; `false` if there should be no others.
+    fn in_lanes(&mut self, lanes: [Vec<Step>; 2]) -> anyhow::Result<bool> {
+        let (deadline, interrupted) = (self.deadline, &*self.interrupted);
+        let run = |lane: Vec<Step>| -> anyhow::Result<Vec<Outcome>> {
+            let mut outcomes = Vec::new();
+            for step in lane {
+                let prefix = format!("{:<10} | ", step.name);
+                let outcome = step.run(&prefix, deadline, interrupted)?;
+                let is_interrupted = outcome.is_interrupted;
+                outcomes.push(outcome);
+                if is_interrupted {
+                    break;
+                }
+            }
+            Ok(outcomes)
+        };
+        let [first, second] = lanes;
+        let (first, second) = std::thread::scope(|scope| {
+            let beside = scope.spawn(|| run(second));
+            let first = run(first);
+            (first, beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        self.outcomes.extend(first?);
+        self.outcomes.extend(second?);
+        Ok(!self.is_interrupted())
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.outcomes.iter().any(|outcome| outcome.is_interrupted)
     }
 
     /// Prints the list of steps and, last, the sum.
@@ -159,7 +240,7 @@ impl Run {
             "\n{:<12} {:>8} {:>8} {:>8} {:>8}",
             "step", "seconds", "passed", "failed", "ignored"
         );
-        for Outcome { name, took, tally, failure } in &self.outcomes {
+        for Outcome { name, took, tally, failure, .. } in &self.outcomes {
             sum.add(tally);
             let Tally { passed, failed, ignored, .. } = tally;
             let seconds = took.as_secs_f64();
