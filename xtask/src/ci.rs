@@ -1,8 +1,9 @@
 //! `cargo xtask ci`: every check and every test, one step after the other, counted.
 //!
 //! Only what keeps one processor busy and does not look at the clock goes on in two lanes at once: Bochs, whose time
-//! is that of the instructions it has executed, and the model checker. A step that fails does not stop the next ones: one run tells all there is to mend. Each
-//! step has a time limit, and so has the whole: a hang is a failure, not a lost machine.
+//! is that of the instructions it has executed, and the model checker. A step that fails does not stop the next ones:
+//! one run tells all there is to mend. Each step has a time limit, and so has the whole: a hang is a failure, not a
+//! lost machine.
 
 use std::process::{Command, ExitCode};
 use std::sync::atomic::AtomicBool;
@@ -177,6 +178,24 @@ impl Step {
     }
 }
 
+/// Runs steps one after the other, up to one that is interrupted; `prefix` is what each line of a step begins with.
+fn run_all(
+    steps: Vec<Step>,
+    prefix: impl Fn(&str) -> String,
+    deadline: Instant,
+    interrupted: &AtomicBool,
+) -> anyhow::Result<Vec<Outcome>> {
+    let mut outcomes = Vec::new();
+    for step in steps {
+        let prefix = prefix(step.name);
+        outcomes.push(step.run(&prefix, deadline, interrupted)?);
+        if outcomes.last().is_some_and(|outcome| outcome.is_interrupted) {
+            break;
+        }
+    }
+    Ok(outcomes)
+}
+
 impl Run {
     /// Notes that a step is not run, and why.
     fn skip(&mut self, name: &'static str, why: &str) {
@@ -193,32 +212,15 @@ impl Run {
 
     /// Runs steps one after the other; `false` if there should be no others.
     fn one_by_one(&mut self, steps: Vec<Step>) -> anyhow::Result<bool> {
-        for step in steps {
-            self.outcomes.push(step.run("", self.deadline, &self.interrupted)?);
-            if self.is_interrupted() {
-                break;
-            }
-        }
+        let outcomes = run_all(steps, |_| String::new(), self.deadline, &self.interrupted)?;
+        self.outcomes.extend(outcomes);
         Ok(!self.is_interrupted())
     }
 
     /// Runs two lanes of steps at once, each one step after the other; `false` if there should be no others.
-    fn in_lanes(&mut self, lanes: [Vec<Step>; 2]) -> anyhow::Result<bool> {
+    fn in_lanes(&mut self, [first, second]: [Vec<Step>; 2]) -> anyhow::Result<bool> {
         let (deadline, interrupted) = (self.deadline, &*self.interrupted);
-        let run = |lane: Vec<Step>| -> anyhow::Result<Vec<Outcome>> {
-            let mut outcomes = Vec::new();
-            for step in lane {
-                let prefix = format!("{:<10} | ", step.name);
-                let outcome = step.run(&prefix, deadline, interrupted)?;
-                let is_interrupted = outcome.is_interrupted;
-                outcomes.push(outcome);
-                if is_interrupted {
-                    break;
-                }
-            }
-            Ok(outcomes)
-        };
-        let [first, second] = lanes;
+        let run = |lane| run_all(lane, |name| format!("{name:<10} | "), deadline, interrupted);
         let (first, second) = std::thread::scope(|scope| {
             let beside = scope.spawn(|| run(second));
             let first = run(first);
