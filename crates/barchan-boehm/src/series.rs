@@ -30,6 +30,7 @@ pub const CHOICES: &[&str] = &[
     "populate",
     "requested",
     "idle",
+    "batches",
 ];
 
 /// How exactly a patch must fit.
