@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0
+ *
+ * How long a full collection takes, by the shape of what is live: a heap is built, then collected
+ * again and again with nothing else happening.  `pauses` are these collections (and the fewer ones
+ * of the building).  Whether objects that refer to each other lie side by side, or anywhere, is
+ * what decides: the marker waits for memory, or does not.
+ *
+ * At the end the heap is walked and every object checked.
+ */
+#include "harness.h"
+
+enum { LIST, LISTS, TREE, SCATTERED_TREE, RANDOM, LARGE };
+static const char *const shape_names[]
+    = {"list", "lists", "tree", "scattered-tree", "random", "large", NULL};
+
+#define N_LISTS 4096
+#define LARGE_BYTES 4000
+
+static unsigned shape = TREE;
+static uint64_t objects = 2000000, collections = 60, seed = 1;
+
+struct node {
+    struct node *left, *right; /* a list uses `right` only */
+    uint64_t number;
+};
+
+static struct node *new_node(uint64_t number)
+{
+    struct node *n = wl_alloc(sizeof *n);
+    n->number = wl_mix(number);
+    return n;
+}
+
+/* The root of all there is: a table of `n` pointers, in the GC heap. */
+static struct node **table;
+
+static void link(struct node *from, struct node **field, struct node *to)
+{
+    *field = to;
+    GC_END_STUBBORN_CHANGE(from);
+}
+
+/* Lists of about the same length; the next node goes to any of them. */
+static WL_NOINLINE void build_lists(uint64_t n)
+{
+    for (uint64_t i = 0; i < objects; i++) {
+        struct node *node = new_node(i), **list = &table[wl_below(&seed, n)];
+        link(node, &node->right, *list);
+        *list = node;
+    }
+}
+
+/* A binary tree with the nodes `at`, `2 at`, `2 at + 1`, ...; in the order of a walk. */
+static WL_NOINLINE struct node *build_tree(uint64_t at)
+{
+    struct node *node = new_node(at);
+    if (2 * at <= objects)
+        link(node, &node->left, build_tree(2 * at));
+    if (2 * at + 1 <= objects)
+        link(node, &node->right, build_tree(2 * at + 1));
+    return node;
+}
+
+/* The same tree with each node in the place of any other. */
+static WL_NOINLINE void build_scattered_tree(void)
+{
+    for (uint64_t i = 0; i < objects; i++)
+        table[i] = wl_alloc(sizeof *table[i]);
+    for (uint64_t i = objects - 1; i > 0; i--) {
+        uint64_t other = wl_below(&seed, i + 1);
+        struct node *node = table[i];
+        table[i] = table[other];
+        table[other] = node;
+    }
+    for (uint64_t at = 1; at <= objects; at++) {
+        struct node *node = table[at - 1];
+        node->number = wl_mix(at);
+        if (2 * at <= objects)
+            link(node, &node->left, table[2 * at - 1]);
+        if (2 * at + 1 <= objects)
+            link(node, &node->right, table[2 * at]);
+    }
+    struct node *root = table[0];
+    table = wl_alloc(sizeof *table);
+    table[0] = root;
+    GC_END_STUBBORN_CHANGE(table);
+}
+
+static WL_NOINLINE void build_array(size_t bytes)
+{
+    for (uint64_t i = 0; i < objects; i++) {
+        struct node *node = wl_alloc(bytes);
+        node->number = wl_mix(i);
+        table[i] = node;
+    }
+    if (shape == RANDOM)
+        for (uint64_t i = 0; i < objects; i++)
+            link(table[i], &table[i]->left, table[wl_below(&seed, objects)]);
+    GC_END_STUBBORN_CHANGE(table);
+}
+
+static uint64_t check_node(const struct node *node, uint64_t number)
+{
+    if (node->number != wl_mix(number))
+        wl_fail("object %llu of shape %s holds %#llx", (unsigned long long)number,
+                shape_names[shape], (unsigned long long)node->number);
+    return 1;
+}
+
+static uint64_t check_tree(const struct node *node, uint64_t at)
+{
+    return node == NULL ? 0
+                        : check_node(node, at) + check_tree(node->left, 2 * at)
+                              + check_tree(node->right, 2 * at + 1);
+}
+
+/* How many objects there are; each number of the lists occurs once. */
+static WL_NOINLINE uint64_t check(uint64_t slots)
+{
+    uint64_t found = 0, sum = 0, expected = 0;
+    switch (shape) {
+    case TREE:
+    case SCATTERED_TREE:
+        return check_tree(table[0], 1);
+    case RANDOM:
+    case LARGE:
+        for (uint64_t i = 0; i < objects; i++)
+            found += check_node(table[i], i);
+        return found;
+    default:
+        for (uint64_t i = 0; i < slots; i++)
+            for (const struct node *n = table[i]; n != NULL; n = n->right, found++)
+                sum += n->number;
+        for (uint64_t i = 0; i < objects; i++)
+            expected += wl_mix(i);
+        if (sum != expected)
+            wl_fail("the lists hold %#llx instead of %#llx", (unsigned long long)sum,
+                    (unsigned long long)expected);
+        return found;
+    }
+}
+
+static void run(void)
+{
+    bool is_table = shape == RANDOM || shape == LARGE || shape == SCATTERED_TREE;
+    uint64_t slots = is_table ? objects : shape == LISTS ? N_LISTS : 1;
+
+    table = wl_alloc(slots * sizeof *table);
+    switch (shape) {
+    case TREE:
+        table[0] = build_tree(1);
+        GC_END_STUBBORN_CHANGE(table);
+        break;
+    case SCATTERED_TREE:
+        build_scattered_tree();
+        break;
+    case RANDOM:
+        build_array(sizeof(struct node));
+        break;
+    case LARGE:
+        build_array(LARGE_BYTES);
+        break;
+    default:
+        build_lists(slots);
+        GC_END_STUBBORN_CHANGE(table);
+    }
+    wl_clock_stop(); /* the collections asked for are no allocations */
+    for (uint64_t i = 0; i < collections; i++)
+        GC_gcollect();
+    if (wl_spoil())
+        table[0]->number++;
+    wl_check_begin();
+    uint64_t found = check(slots);
+    wl_check_end();
+    if (found != objects)
+        wl_fail("%llu objects instead of %llu", (unsigned long long)found,
+                (unsigned long long)objects);
+    wl_result_u64("objects", found);
+}
+
+static void prepare(double scale)
+{
+    if (shape == LARGE)
+        objects = objects / 64 + 1; /* 120 MB, too */
+    objects = wl_scaled(objects, scale, N_LISTS);
+    wl_param_text("shape", shape_names[shape]);
+    wl_param_u64("objects", objects);
+    wl_param_u64("collections", collections);
+}
+
+static const struct wl_option options[] = {
+    {.name = "shape", .kind = WL_CHOICE, .value = &shape, .choices = shape_names,
+     .placeholder = "list|lists|tree|scattered-tree|random|large",
+     .help = "a list; 4096 lists with mixed nodes; a tree; one in random places; an array of "
+             "objects that refer to random ones; one of objects of 4000 bytes"},
+    {.name = "objects", .kind = WL_U64, .value = &objects, .min = 1, .max = 100000000,
+     .placeholder = "N", .help = "objects that are live (large: a 64th of them)"},
+    {.name = "collections", .kind = WL_U64, .value = &collections, .min = 1, .max = 1000000,
+     .placeholder = "N", .help = "full collections to make"},
+};
+
+int main(int argc, char **argv)
+{
+    static const struct wl_workload workload = {
+        .name = "shapes",
+        .summary = "full collections of a heap that does not change, by its shape",
+        .scale_help = "multiply the number of objects",
+        .options = options,
+        .option_count = WL_COUNT(options),
+        .prepare = prepare,
+        .run = run,
+    };
+    return wl_main(argc, argv, &workload);
+}
