@@ -31,6 +31,7 @@ pub const CHOICES: &[&str] = &[
     "requested",
     "idle",
     "batches",
+    "apart",
 ];
 
 /// How exactly a patch must fit.
