@@ -236,7 +236,7 @@ for library in "" "${stress_libraries[@]}"; do
         policies=(auto partial alternate)
     fi
     # the choices of the collector, off one by one, and all of them
-    every=serial-small,lopsided,share,slices,rate,retention,trial,young-runs,heat,lift,preclean,background,walks,room,populate,requested,idle,batches,apart
+    every=serial-small,lopsided,share,slices,rate,retention,trial,young-runs,heat,lift,preclean,background,walks,room,populate,requested,idle,batches,apart,refill
     for off in ${library:+$every ${every//,/ }}; do
         stress "without $off $library" 200 "LD_LIBRARY_PATH=$library" GC_MARKERS=2 \
             GC_ENABLE_INCREMENTAL=1 "GC_BARCHAN_OFF=$off"

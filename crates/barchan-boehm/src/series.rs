@@ -32,6 +32,7 @@ pub const CHOICES: &[&str] = &[
     "idle",
     "batches",
     "apart",
+    "refill",
 ];
 
 /// How exactly a patch must fit.
