@@ -199,8 +199,8 @@ fn run_all(
 impl Run {
     /// Notes that a step is not run, and why.
     fn skip(&mut self, name: &'static str, why: &str) {
-        let skipped = vec![format!("skipped: step {name}: {why}")];
-        let tally = Tally { skipped, ..Tally::default() };
+        let mut tally = Tally::default();
+        tally.skipped.push(format!("skipped: step {name}: {why}"));
         self.outcomes.push(Outcome {
             name,
             took: Duration::ZERO,
@@ -257,6 +257,13 @@ impl Run {
         sum.skipped.dedup();
         for reason in &sum.skipped {
             println!("{reason}");
+        }
+        // Last, where it is found after an hour of output.
+        for Outcome { name, tally, failure, .. } in &self.outcomes {
+            if let Some(why) = failure {
+                println!("FAILED: {name}: {why}");
+                tally.failures.iter().for_each(|line| println!("{name}: {line}"));
+            }
         }
         println!("{} passed, {} failed", sum.passed, sum.failed);
         if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
