@@ -446,12 +446,7 @@ impl Inside {
             }
             return;
         }
-        let page = dummy_page();
-        // SAFETY: a page of ours that nobody reads.
-        unsafe {
-            (page as *mut u8).write_volatile(1);
-            let _ = sys::advise(page, PAGE_SIZE, libc::MADV_DONTNEED);
-        }
+        give_back_dummy_page();
         self.flush();
     }
 }
@@ -494,6 +489,29 @@ fn dummy_page() -> usize {
             first
         }
     }
+}
+
+/// Gives the page back to the kernel, whereupon the host flushes all TLBs of the machine.
+fn give_back_dummy_page() {
+    let page = dummy_page();
+    // The program may lock all its memory at any time (`mlockall`), and locked pages are not given back.
+    for _ in 0..8 {
+        // SAFETY: a page of ours that nobody reads.
+        let given = unsafe {
+            (page as *mut u8).write_volatile(1);
+            sys::advise(page, PAGE_SIZE, libc::MADV_DONTNEED)
+        };
+        if given.is_ok() {
+            return;
+        }
+        // SAFETY: as above.
+        let _ =
+            unsafe { sys::call(libc::SYS_munlock, [page as u64, PAGE_SIZE as u64, 0, 0, 0, 0]) };
+    }
+    // Without a flush of the others their writes would be missed.
+    sys::text::fatal(format_args!(
+        "barchan: the kernel does not take back a page to flush TLBs with (madvise MADV_DONTNEED)\n"
+    ));
 }
 
 pub(crate) fn check(range: &Range<usize>) -> Result<usize, RangeError> {
@@ -726,6 +744,31 @@ impl FlushOwed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whether there is memory at the page.
+    fn is_resident(page: usize) -> bool {
+        let mut vector = 0u8;
+        let arguments = [page as u64, PAGE_SIZE as u64, &raw mut vector as u64, 0, 0, 0];
+        // SAFETY: one byte for one page.
+        unsafe { sys::call(libc::SYS_mincore, arguments) }.expect("a mapped page");
+        vector & 1 != 0
+    }
+
+    #[test]
+    fn the_page_to_flush_with_is_given_back_even_if_it_is_locked() {
+        let page = dummy_page();
+        for _ in 0..3 {
+            // SAFETY: a page of ours.
+            unsafe {
+                (page as *mut u8).write_volatile(1);
+                let locked = libc::mlock(page as *const _, PAGE_SIZE);
+                assert_eq!(locked, 0, "{}", std::io::Error::last_os_error());
+            }
+            assert!(is_resident(page));
+            give_back_dummy_page();
+            assert!(!is_resident(page), "nothing was flushed");
+        }
+    }
 
     #[test]
     fn bits_are_moved_by_any_distance() {

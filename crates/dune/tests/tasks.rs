@@ -51,6 +51,41 @@ fn a_thousand_threads_one_after_the_other_and_many_at_once() {
     });
 }
 
+/// That there was no descriptor left for a CPU is over once there is one.
+#[test]
+fn a_thread_starts_after_one_for_which_there_was_no_descriptor() {
+    passes(|| {
+        // SAFETY: a descriptor that is open; the first that are free are taken, but for the last one.
+        let mut taken: Vec<_> = (0..100).map(|_| unsafe { libc::dup(0) }).collect();
+        let free = taken.pop().expect("some");
+        assert!((0..1000).contains(&free), "{taken:?}");
+        // SAFETY: ours.
+        unsafe { libc::close(free) };
+        // Room for what KVM_CREATE_VCPU gives, and no other.
+        let end = free as u64 + 1;
+        let low = libc::rlimit { rlim_cur: end, rlim_max: end };
+        // SAFETY: a structure of ours. It could not be raised again without privileges.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const low) }, 0);
+        for attempt in 0..3 {
+            let started = std::thread::Builder::new().spawn(|| ());
+            assert!(started.is_err(), "attempt {attempt}");
+        }
+        for descriptor in taken {
+            // SAFETY: ours.
+            unsafe { libc::close(descriptor) };
+        }
+        // Two at once: each has a CPU of its own.
+        let both = Arc::new(Barrier::new(2));
+        let threads = [(); 2].map(|()| {
+            let both = Arc::clone(&both);
+            std::thread::spawn(move || {
+                both.wait();
+            })
+        });
+        threads.into_iter().for_each(|thread| thread.join().expect("it ends"));
+    });
+}
+
 #[test]
 fn floating_point_is_each_threads_own() {
     passes(|| {

@@ -64,6 +64,8 @@ pub struct KvmVm {
     vm: ManuallyDrop<VmFd>,
     slots: u32,
     max_slots: u32,
+    /// CPUs that KVM has made, those included that could not be made ready: their numbers are taken for ever.
+    cpus: u32,
 }
 
 /// A virtual CPU of KVM.
@@ -87,7 +89,7 @@ pub fn open() -> Result<KvmVm, HostError> {
     // SAFETY: a duplicate of a descriptor that KVM_CREATE_VM gave, owned by nobody else.
     let vm = unsafe { kvm.create_vmfd_from_rawfd(fd) }.step("taking over the machine")?;
     let max_slots = vm.check_extension_int(Cap::NrMemslots).max(0) as u32;
-    Ok(KvmVm { vm: ManuallyDrop::new(vm), slots: 0, max_slots })
+    Ok(KvmVm { vm: ManuallyDrop::new(vm), slots: 0, max_slots, cpus: 0 })
 }
 
 fn shared(kvm: &Kvm) -> Result<Shared, HostError> {
@@ -200,8 +202,13 @@ impl Vm for KvmVm {
         Ok(())
     }
 
-    fn create_vcpu(&mut self, index: u32) -> Result<KvmVcpu, HostError> {
-        let low = self.vm.create_vcpu(u64::from(index)).step("KVM_CREATE_VCPU")?;
+    fn create_vcpu(&mut self, _index: u32) -> Result<KvmVcpu, HostError> {
+        // Whether there is a place for its descriptor is tried first: KVM destroys no CPU for which there is none.
+        let place = raise(self.vm.as_raw_fd())?;
+        let low = self.vm.create_vcpu(u64::from(self.cpus)).step("KVM_CREATE_VCPU");
+        sys::close(place);
+        let low = low?;
+        self.cpus += 1;
         let fd = raise(low.as_raw_fd())?;
         // SAFETY: a duplicate of a descriptor that KVM_CREATE_VCPU gave, owned by nobody else.
         let cpu = unsafe { self.vm.create_vcpu_from_rawfd(fd) }.step("taking over a CPU")?;
