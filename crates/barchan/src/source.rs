@@ -22,7 +22,8 @@ pub enum Source {
     /// is process-wide and only safe while no thread writes.
     ///
     /// Tracked pages are kept from being merged (KSM) and, from Linux 6.12 on, from becoming huge pages, for good:
-    /// the kernel loses the bits of such pages.
+    /// the kernel loses the bits of such pages. **Writes may be missed** if the program asks for that again later
+    /// (`prctl(PR_SET_MEMORY_MERGE)`; `MADV_MERGEABLE` or `MADV_HUGEPAGE` on tracked pages).
     SoftDirty,
     /// In guest mode: the processor's page-modification log (PML), over `/dev/dune` on a machine made with
     /// `BARCHAN_DUNE_PML=1`. Chosen by name only: that machine has no large pages of the second level.

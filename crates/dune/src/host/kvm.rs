@@ -205,9 +205,14 @@ impl Vm for KvmVm {
     fn create_vcpu(&mut self, _index: u32) -> Result<KvmVcpu, HostError> {
         // Whether there is a place for its descriptor is tried first: KVM destroys no CPU for which there is none.
         let place = raise(self.vm.as_raw_fd())?;
-        let low = self.vm.create_vcpu(u64::from(self.cpus)).step("KVM_CREATE_VCPU");
+        let mut low = self.vm.create_vcpu(u64::from(self.cpus));
+        // The number of one that was made, but not mapped for lack of memory.
+        while low.as_ref().is_err_and(|error| error.errno() == libc::EEXIST) {
+            self.cpus += 1;
+            low = self.vm.create_vcpu(u64::from(self.cpus));
+        }
         sys::close(place);
-        let low = low?;
+        let low = low.step("KVM_CREATE_VCPU")?;
         self.cpus += 1;
         let fd = raise(low.as_raw_fd())?;
         // SAFETY: a duplicate of a descriptor that KVM_CREATE_VCPU gave, owned by nobody else.

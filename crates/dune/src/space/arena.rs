@@ -73,7 +73,12 @@ pub(crate) fn reserve() -> Result<(), HostError> {
 pub(crate) fn wipe() {
     for part in [SHARED, CPUS, WINDOWS, VMAS, TABLES] {
         // SAFETY: private memory of our own; the caller's promise.
-        let _ = unsafe { sys::advise(part.start(), part.len, libc::MADV_DONTNEED) };
+        if let Err(errno) = unsafe { sys::discard(part.start(), part.len) } {
+            // What is left there would be taken for what is.
+            sys::text::fatal(format_args!(
+                "barchan: the monitor's memory cannot be given back: {errno}\n"
+            ));
+        }
     }
 }
 

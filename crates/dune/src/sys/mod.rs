@@ -148,6 +148,24 @@ pub(crate) unsafe fn advise(start: usize, len: usize, advice: i32) -> Result<(),
     unsafe { call(libc::SYS_madvise, [start as u64, len as u64, advice as u64, 0, 0, 0]) }.map(drop)
 }
 
+/// Gives pages back to the kernel, also those that are locked: the program may lock all its memory at any time
+/// (`mlockall`), and `MADV_DONTNEED` refuses locked pages.
+///
+/// # Safety
+/// What is there is needed by nobody.
+pub(crate) unsafe fn discard(start: usize, len: usize) -> Result<(), Errno> {
+    // SAFETY: the caller's.
+    let advise = || unsafe { advise(start, len, libc::MADV_DONTNEED) };
+    match advise() {
+        Err(Errno(libc::EINVAL)) => {
+            // SAFETY: no content changes.
+            unsafe { call(libc::SYS_munlock, [start as u64, len as u64, 0, 0, 0, 0]) }?;
+            advise()
+        }
+        done => done,
+    }
+}
+
 /// Opens `path`, which ends in a zero byte.
 pub(crate) fn open(path: &core::ffi::CStr, flags: i32) -> Result<i32, Errno> {
     let path = path.as_ptr() as u64;
