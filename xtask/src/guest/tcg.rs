@@ -13,7 +13,7 @@
 //! destroys empty machines brings it about. So `init` holds a machine while the tests run, and the
 //! keys stay as they are.
 //!
-//! And no test runs on the first processor. When any processor loads a floating-point state (FRSTOR, FXRSTOR, XRSTOR), QEMU
+//! And no test runs on the first processor, nor may one move itself there (`sched_setaffinity`). When any processor loads a floating-point state (FRSTOR, FXRSTOR, XRSTOR), QEMU
 //! (7.2, and 10.0 still) clears a bit in a word of the *first* one's, not atomically (`cpu_clear_ignne`, `hflags2`). The
 //! same word says whether nested paging is on. A VMRUN or #VMEXIT of the first processor's at that moment is
 //! undone in part: a guest goes on without nested paging, finds no page table and ends by a triple fault; or the
