@@ -43,13 +43,12 @@ impl Tally {
         }
     }
 
-    /// Adds another tally to this one.
+    /// Adds another tally to this one, but for what failures said, which is told of each.
     pub(crate) fn add(&mut self, other: &Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
         self.skipped.extend_from_slice(&other.skipped);
-        self.failures.extend_from_slice(&other.failures);
     }
 
     /// Keeps the line if it tells of a failure: libtest's section of what failed tests printed (under a heading for each

@@ -64,8 +64,9 @@ pub struct KvmVm {
     vm: ManuallyDrop<VmFd>,
     slots: u32,
     max_slots: u32,
-    /// CPUs that KVM has made, those included that could not be made ready: their numbers are taken for ever.
-    cpus: u32,
+    /// The number of the next CPU, or a lower one: that of a CPU which KVM has made is taken for ever, also if it could
+    /// not be mapped then for lack of memory.
+    next_cpu: u32,
 }
 
 /// A virtual CPU of KVM.
@@ -89,7 +90,7 @@ pub fn open() -> Result<KvmVm, HostError> {
     // SAFETY: a duplicate of a descriptor that KVM_CREATE_VM gave, owned by nobody else.
     let vm = unsafe { kvm.create_vmfd_from_rawfd(fd) }.step("taking over the machine")?;
     let max_slots = vm.check_extension_int(Cap::NrMemslots).max(0) as u32;
-    Ok(KvmVm { vm: ManuallyDrop::new(vm), slots: 0, max_slots, cpus: 0 })
+    Ok(KvmVm { vm: ManuallyDrop::new(vm), slots: 0, max_slots, next_cpu: 0 })
 }
 
 fn shared(kvm: &Kvm) -> Result<Shared, HostError> {
@@ -205,15 +206,16 @@ impl Vm for KvmVm {
     fn create_vcpu(&mut self, _index: u32) -> Result<KvmVcpu, HostError> {
         // Whether there is a place for its descriptor is tried first: KVM destroys no CPU for which there is none.
         let place = raise(self.vm.as_raw_fd())?;
-        let mut low = self.vm.create_vcpu(u64::from(self.cpus));
-        // The number of one that was made, but not mapped for lack of memory.
-        while low.as_ref().is_err_and(|error| error.errno() == libc::EEXIST) {
-            self.cpus += 1;
-            low = self.vm.create_vcpu(u64::from(self.cpus));
-        }
+        let low = loop {
+            let low = self.vm.create_vcpu(u64::from(self.next_cpu));
+            if !low.as_ref().is_err_and(|error| error.errno() == libc::EEXIST) {
+                break low;
+            }
+            self.next_cpu += 1;
+        };
         sys::close(place);
         let low = low.step("KVM_CREATE_VCPU")?;
-        self.cpus += 1;
+        self.next_cpu += 1;
         let fd = raise(low.as_raw_fd())?;
         // SAFETY: a duplicate of a descriptor that KVM_CREATE_VCPU gave, owned by nobody else.
         let cpu = unsafe { self.vm.create_vcpu_from_rawfd(fd) }.step("taking over a CPU")?;
